@@ -1,0 +1,454 @@
+"""What a configuration means: checked whole against what is installed, before anything starts."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from functools import reduce
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import to_jsonable_python
+
+from gleitzeit_core.config_messages import MASK, explain, keys_of, masked, secrets_in, unknown_key
+from gleitzeit_core.config_reading import (
+    ConfigPath,
+    PluginsSection,
+    RawConfiguration,
+    find_configuration,
+    path_text,
+    read_configuration,
+)
+from gleitzeit_core.errors import ConfigurationError, PluginError, Problem, UnknownName
+from gleitzeit_core.hookspecs import HubType, ProviderType, SectionType, StoreType, StrategyType
+from gleitzeit_core.plugin_discovery import describe
+from gleitzeit_core.plugins import CORE_SECTIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from gleitzeit_core.plugins import PluginHost
+
+__all__ = [
+    "Configuration",
+    "HubSection",
+    "PluginsSection",
+    "ProviderSection",
+    "RawConfiguration",
+    "RouteSection",
+    "StoreSection",
+    "StrategySection",
+    "check_configuration",
+    "configuration_schema",
+    "find_configuration",
+    "read_configuration",
+    "show_configuration",
+]
+
+DEFAULT_STORE: Final = "memory"
+DEFAULT_STRATEGY: Final = "least_loaded"
+_CATCH_ALL: Final = {"methods": ["*"]}
+_HUB_NAME: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
+_HAS_GLOB: Final = frozenset("*?[")
+
+_log = logging.getLogger(__name__)
+_N = TypeVar("_N")
+_M = TypeVar("_M", bound=BaseModel)
+_T = TypeVar("_T", HubType, StrategyType, StoreType)
+_WithOptions = HubType | ProviderType | StrategyType | StoreType | SectionType
+
+
+@dataclass(frozen=True, slots=True)
+class HubSection:
+    """One of ``hubs``: its name, type and checked options."""
+
+    name: str
+    type: HubType
+    options: BaseModel = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderSection:
+    """One of ``providers``."""
+
+    type: ProviderType
+    options: BaseModel = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class StrategySection:
+    """The ``strategy`` of a route."""
+
+    type: StrategyType
+    options: BaseModel = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSection:
+    """The section ``store``."""
+
+    type: StoreType
+    options: BaseModel = field(repr=False)
+
+
+class RouteOptions(BaseModel):
+    """One of ``routes`` as it is written; `RouteSection` says what it means."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    methods: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)
+    hubs: list[str] | None = Field(None, min_length=1)
+    strategy: Any = None
+    max_queue: int = Field(256, ge=0)
+    timeout_s: float | None = Field(600.0, gt=0, allow_inf_nan=False)
+    max_tries: int = Field(3, ge=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteSection:
+    """One of ``routes``. The first that matches a method serves it.
+
+    Args:
+        methods: Patterns over ``protocol/method``, such as ``llm/*``; at least one.
+        hubs: Names of hubs; None for all.
+        strategy: How an instance is chosen.
+        max_queue: How many requests may wait for one capability; 0: none ever waits.
+        timeout_s: Deadline of a request that names none, in seconds; None for no limit.
+        max_tries: Instances tried for one request, from 1: never a second.
+    """
+
+    methods: tuple[str, ...]
+    hubs: tuple[str, ...] | None
+    strategy: StrategySection
+    max_queue: int
+    timeout_s: float | None
+    max_tries: int
+
+    def matches(self, method: str) -> bool:
+        """Whether it serves `method`, if no route before it does."""
+        return any(fnmatchcase(method, pattern) for pattern in self.methods)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configuration:
+    """A configuration in which everything is right.
+
+    Args:
+        plugins: As read.
+        hubs: By name; empty when none is configured.
+        providers: All that are installed, by protocol.
+        routes: In order; the last resort, which matches everything, included.
+        store: Where shared state is kept.
+        sections: Those that plugins bring, by key, with defaults where absent.
+        source: The file; None when there is none.
+        explicit_hubs: Whether ``hubs`` was given. If not, hub types with an `auto_rank` are tried.
+    """
+
+    plugins: PluginsSection
+    hubs: Mapping[str, HubSection]
+    providers: Mapping[str, ProviderSection]
+    routes: tuple[RouteSection, ...]
+    store: StoreSection
+    sections: Mapping[str, BaseModel] = field(repr=False)
+    source: Path | None
+    explicit_hubs: bool
+
+
+def check_configuration(raw: RawConfiguration, host: PluginHost) -> Configuration:
+    """Check everything.
+
+    Options are validated with ``context={"base_dir": ...}``, for options that are relative paths.
+
+    Raises:
+        ConfigurationError: With all problems at once, those found while reading included.
+    """
+    return _Checker(raw, host).check()
+
+
+class _Checker:
+    """Checks one configuration, collecting problems. Methods return None for what is wrong."""
+
+    def __init__(self, raw: RawConfiguration, host: PluginHost) -> None:
+        self.raw, self.data, self.host = raw, raw.data, host
+        self.problems: list[Problem] = []
+        self.explicit_hubs = raw.data.get("hubs") is not None
+
+    def check(self) -> Configuration:
+        self._names()
+        plugins, hubs, routes = self._plugins(), self._hubs(), self._routes()
+        providers = self._providers()
+        store = self._typed(self._given("store", {"type": DEFAULT_STORE}), ("store",), self.host.store_type)
+        sections = self._sections()
+        problems = self._all_problems()
+        if problems or plugins is None or store is None:
+            raise ConfigurationError(problems)
+        return Configuration(
+            plugins=plugins,
+            hubs=hubs,
+            providers=providers,
+            routes=routes,
+            store=StoreSection(*store),
+            sections=sections,
+            source=self.raw.source,
+            explicit_hubs=self.explicit_hubs,
+        )
+
+    def _names(self) -> None:
+        """Sections that nothing has."""
+        known = (*CORE_SECTIONS, *self.host.sections)
+        for key in self.data:
+            if key not in known:
+                hint = self.host.hint("section", key) or unknown_key(key, known)
+                self._problem((key,), "unknown section", hint)
+
+    def _plugins(self) -> PluginsSection | None:
+        section = self._model(PluginsSection, self._given("plugins", {}), ("plugins",))
+        by_source = {record.source: record for record in self.host.records}
+        for number, path in enumerate(self.raw.plugins.files):
+            record = by_source.get(str(path.absolute()))
+            if record and record.status not in ("ok", "disabled"):
+                self._problem(("plugins", "files", number), f"{record.status}: {record.reason}")
+        return section and self.raw.plugins
+
+    def _hubs(self) -> dict[str, HubSection]:
+        found = {}
+        for name, value in self._mapping("hubs").items():
+            if not re.fullmatch(_HUB_NAME, name):
+                self._problem(("hubs", name), "a hub's name has only letters, digits, '.', '-' and '_'")
+            typed = self._typed(value, ("hubs", name), self.host.hub_type)
+            if typed:
+                found[name] = HubSection(name, *typed)
+        return found
+
+    def _providers(self) -> dict[str, ProviderSection]:
+        given = self._mapping("providers")
+        for name in given:
+            self._find(self.host.provider_type, name, ("providers", name))
+        return {
+            name: ProviderSection(kind, options)
+            for name, kind in self.host.providers.items()
+            if (options := self._optional(kind, given.get(name), ("providers", name))) is not None
+        }
+
+    def _sections(self) -> dict[str, BaseModel]:
+        return {
+            name: options
+            for name, kind in self.host.sections.items()
+            if (options := self._optional(kind, self.data.get(name), (name,))) is not None
+        }
+
+    def _routes(self) -> tuple[RouteSection, ...]:
+        value = self.data.get("routes")
+        if not isinstance(value, list | None):
+            self._problem(("routes",), "must be a list")
+        given = value if isinstance(value, list) else []
+        found = [self._route(item, ("routes", number)) for number, item in enumerate(given)]
+        if not any(route and {"*", "*/*"} & set(route.methods) for route in found):
+            found.append(self._route(_CATCH_ALL, ("routes",)))
+        return tuple(route for route in found if route)
+
+    def _route(self, value: object, path: ConfigPath) -> RouteSection | None:
+        options = self._model(RouteOptions, value, path)
+        if options is None:
+            return None
+        for number, pattern in enumerate(options.methods):
+            self._pattern(pattern, (*path, "methods", number))
+        hubs = self.data.get("hubs")
+        for number, name in enumerate(options.hubs or ()):
+            if isinstance(hubs, Mapping) and name not in hubs:
+                self._problem((*path, "hubs", number), f"unknown hub {name!r}", unknown_key(name, hubs))
+        strategy = DEFAULT_STRATEGY if options.strategy is None else options.strategy
+        typed = self._typed(strategy, (*path, "strategy"), self.host.strategy_type, key="name")
+        return typed and RouteSection(
+            methods=tuple(options.methods),
+            hubs=None if options.hubs is None else tuple(options.hubs),
+            strategy=StrategySection(*typed),
+            max_queue=options.max_queue,
+            timeout_s=options.timeout_s,
+            max_tries=options.max_tries,
+        )
+
+    def _pattern(self, pattern: str, path: ConfigPath) -> None:
+        """A pattern that can never match is a mistake; so is a protocol that nobody speaks."""
+        protocol, slash, _ = pattern.partition("/")
+        if not _HAS_GLOB.isdisjoint(protocol):
+            return
+        if not slash:
+            self._problem(path, f"{pattern!r} matches no method", f"write '{pattern}/*'")
+        else:
+            self._find(self.host.provider_type, protocol, path)
+
+    # -- what the sections have in common
+
+    def _typed(
+        self, value: object, path: ConfigPath, find: Callable[[str], _T], key: str = "type"
+    ) -> tuple[_T, BaseModel] | None:
+        """A mapping that names its type, all other keys being the type's options; of a strategy, the name will do."""
+        here = (*path, key)
+        if key == "name" and isinstance(value, str):
+            here, value = path, {key: value}
+        if not isinstance(value, Mapping | None):
+            self._problem(path, f"must be a mapping with the key {key!r}")
+            return None
+        body = dict(value or {})
+        name = body.pop(key, None)
+        if name is None:
+            self._problem(here, "is missing")
+            return None
+        kind = self._find(find, name, here)
+        options = None if kind is None else self._options(kind, body, path, key)
+        return None if kind is None or options is None else (kind, options)
+
+    def _find(self, find: Callable[[str], _N], name: object, path: ConfigPath) -> _N | None:
+        """What `name` names."""
+        if not isinstance(name, str):
+            self._problem(path, "must be a name")
+            return None
+        try:
+            return find(name)
+        except UnknownName as error:
+            have = ", ".join(error.known) or "none"
+            self._problem(path, f"unknown {error.kind} {name!r}; installed: {have}", error.hint)
+            return None
+
+    def _options(self, kind: _WithOptions, value: object, path: ConfigPath, key: str = "") -> BaseModel | None:
+        """The options of `kind`, checked."""
+        try:
+            model = self.host.load_options(kind)
+        except PluginError as error:
+            self._problem(path, error.message)
+            return None
+        return self._model(model, value, path, key)
+
+    def _optional(self, kind: _WithOptions, value: object, path: ConfigPath) -> BaseModel | None:
+        """As `_options`; but where nothing is given, a plugin that is broken is only worth a warning."""
+        if value is not None:
+            return self._options(kind, value, path)
+        try:
+            return self.host.load_options(kind).model_validate({}, context={"base_dir": self.raw.base_dir})
+        except Exception as error:  # noqa: BLE001 - a plugin may raise anything
+            _log.warning("%s is left out: %s", path_text(path), describe(error))
+            return None
+
+    def _model(self, model: type[_M], value: object, path: ConfigPath, key: str = "") -> _M | None:
+        """`value` as a model. Where a model ignores unknown keys, they are an error all the same."""
+        before = len(self.problems)
+        if isinstance(value, Mapping) and model.model_config.get("extra") in (None, "ignore"):
+            known = keys_of(model) | ({key} - {""})
+            for name in sorted(value.keys() - known):
+                self._problem((*path, name), "unknown key", unknown_key(name, known))
+        try:
+            checked = model.model_validate(value, context={"base_dir": self.raw.base_dir})
+        except ValidationError as error:
+            self.problems += explain(error, model, value, path, self.raw.place)
+        except Exception as error:  # noqa: BLE001 - a plugin's own validators may raise anything
+            self._problem(path, f"cannot be checked: {type(error).__name__} in {model.__name__}")
+        return checked if len(self.problems) == before else None
+
+    def _given(self, section: str, default: object) -> object:
+        """What stands there; a section with nothing in it counts as absent."""
+        value = self.data.get(section)
+        return default if value is None else value
+
+    def _mapping(self, section: str) -> Mapping[str, Any]:
+        value = self._given(section, {})
+        if isinstance(value, Mapping):
+            return value
+        self._problem((section,), "must be a mapping")
+        return {}
+
+    def _problem(self, path: ConfigPath, message: str, suggestion: str = "") -> None:
+        self.problems.append(Problem(path_text(path), message, suggestion, self.raw.place(path)))
+
+    def _all_problems(self) -> list[Problem]:
+        """Those of the reading first; what they explain is not told twice, and nothing secret is told."""
+        read = {problem.path for problem in self.raw.problems if problem.path}
+        problems = [*self.raw.problems, *(p for p in self.problems if p.path not in read)]
+        secrets = sorted(set(secrets_in(self.data)), key=len, reverse=True)
+
+        def clean(text: str) -> str:
+            return reduce(lambda rest, secret: rest.replace(secret, MASK), secrets, text)
+
+        return [replace(p, message=clean(p.message), suggestion=clean(p.suggestion)) for p in problems]
+
+
+def show_configuration(config: Configuration) -> dict[str, Any]:
+    """The effective values in the canonical form, as plain data, with ``***`` for secrets."""
+
+    def plain(options: BaseModel) -> Any:  # noqa: ANN401 - plain data
+        return masked(to_jsonable_python(options, by_alias=True, fallback=str))
+
+    return {
+        "plugins": plain(config.plugins),
+        "hubs": {name: {"type": hub.type.name, **plain(hub.options)} for name, hub in config.hubs.items()},
+        "providers": {name: plain(provider.options) for name, provider in config.providers.items()},
+        "routes": [
+            {
+                "methods": list(route.methods),
+                "hubs": None if route.hubs is None else list(route.hubs),
+                "strategy": {"name": route.strategy.type.name, **plain(route.strategy.options)},
+                "max_queue": route.max_queue,
+                "timeout_s": route.timeout_s,
+                "max_tries": route.max_tries,
+            }
+            for route in config.routes
+        ],
+        "store": {"type": config.store.type.name, **plain(config.store.options)},
+        **{name: plain(options) for name, options in config.sections.items()},
+    }
+
+
+def configuration_schema(host: PluginHost) -> dict[str, Any]:
+    """The JSON schema of everything that is installed. Plugins whose options cannot be loaded are left out."""
+    definitions: dict[str, Any] = {}
+
+    def of(kind: _WithOptions, place: str, key: str = "") -> Iterator[dict[str, Any]]:
+        try:
+            model = host.load_options(kind)
+            schema = model.model_json_schema(ref_template=f"#/$defs/{place}.{kind.name}.{{model}}")
+        except Exception as error:  # noqa: BLE001 - a plugin may raise anything
+            _log.warning("%s %s is left out of the schema: %s", place, kind.name, describe(error))
+            return
+        for name, definition in schema.pop("$defs", {}).items():
+            definitions[f"{place}.{kind.name}.{name}"] = definition
+        schema["description"] = kind.summary
+        if key:
+            schema["properties"] = {key: {"const": kind.name}, **schema.get("properties", {})}
+            schema["required"] = [key, *schema.get("required", [])]
+        yield schema
+
+    def any_of(kinds: Mapping[str, _T], place: str, key: str = "type") -> list[dict[str, Any]]:
+        return [schema for kind in kinds.values() for schema in of(kind, place, key)]
+
+    def each(kinds: Mapping[str, ProviderType] | Mapping[str, SectionType], place: str) -> dict[str, Any]:
+        return {name: schema for name, kind in kinds.items() for schema in of(kind, place)}
+
+    route = RouteOptions.model_json_schema()
+    route["properties"]["strategy"] = {
+        "anyOf": [{"enum": list(host.strategies)}, *any_of(host.strategies, "strategy", "name")],
+        "default": DEFAULT_STRATEGY,
+    }
+    properties = {
+        "plugins": PluginsSection.model_json_schema(),
+        "hubs": {"type": "object", "additionalProperties": {"anyOf": any_of(host.hubs, "hub")}},
+        "providers": {
+            "type": "object",
+            "properties": each(host.providers, "provider"),
+            "additionalProperties": False,
+        },
+        "routes": {"type": "array", "items": route},
+        "store": {"anyOf": any_of(host.stores, "store"), "default": {"type": DEFAULT_STORE}},
+        **each(host.sections, "section"),
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Gleitzeit configuration",
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": False,
+        "$defs": definitions,
+    }

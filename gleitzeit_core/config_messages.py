@@ -1,0 +1,195 @@
+"""What pydantic says about wrong values, in plain sentences that give no secret away."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Final, Union, get_args, get_origin
+
+from pydantic import BaseModel, SecretStr
+
+from gleitzeit_core.config_reading import path_text
+from gleitzeit_core.errors import Problem, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pydantic import ValidationError
+    from pydantic.fields import FieldInfo
+    from pydantic_core import ErrorDetails
+
+    from gleitzeit_core.config_reading import ConfigPath
+
+MASK: Final = "***"
+_SECRET_WORDS: Final = frozenset({"authorization", "cookie", "key", "keys", "passwd", "password", "secret", "token"})
+_MAX_SHOWN: Final = 60
+
+_SENTENCES: Final = {
+    "assertion_error": "{error}",
+    "bool": "must be true or false",
+    "dict_type": "must be a mapping",
+    "enum": "must be {expected}",
+    "extra_forbidden": "unknown key",
+    "finite_number": "must be a finite number",
+    "float": "must be a number",
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "int": "must be a whole number",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "list_type": "must be a list",
+    "literal_error": "must be {expected}",
+    "mapping_type": "must be a mapping",
+    "missing": "is missing",
+    "model_attributes_type": "must be a mapping",
+    "model_type": "must be a mapping",
+    "set_type": "must be a list",
+    "string_too_short": "must have at least {min_length} characters",
+    "string_type": "must be text",
+    "too_short": "must have at least {min_length} entries",
+    "tuple_type": "must be a list",
+    "value_error": "{error}",
+}
+"""By the type of pydantic's error, or by its first word."""
+_SHOWN: Final = frozenset({"bool", "enum", "float", "greater", "int", "less", "literal"})
+"""First words of the errors that may show the value: never text that might be secret in a field of any name."""
+
+
+def is_secret(path: ConfigPath) -> bool:
+    """Whether what stands there is secret, going by the keys: ``keys``, ``api_key``, ``X-Api-Key``, ..."""
+    words = (re.split(r"[-_]", part.lower())[-1] for part in path if isinstance(part, str))
+    return not _SECRET_WORDS.isdisjoint(words)
+
+
+def secrets_in(value: object, path: ConfigPath = ()) -> Iterator[str]:
+    """All secret texts; those of fewer than 4 characters are left out, as they occur by chance."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from secrets_in(item, (*path, str(key)))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from secrets_in(item, path)
+    elif len(str(value)) > 3 and not isinstance(value, bool) and is_secret(path):  # noqa: PLR2004 - see above
+        yield str(value)
+
+
+def masked(value: Any, path: ConfigPath = ()) -> Any:  # noqa: ANN401 - plain data
+    """A copy without secrets, nor passwords in URLs."""
+    if isinstance(value, Mapping):
+        return {key: masked(item, (*path, key)) for key, item in value.items()}
+    if isinstance(value, list):
+        return [masked(item, path) for item in value]
+    if value is None or isinstance(value, bool):
+        return value
+    if is_secret(path) or value == str(SecretStr(MASK)):
+        return MASK
+    return re.sub(r"//[^/@\s]*@", f"//{MASK}@", value) if isinstance(value, str) else value
+
+
+def explain(
+    error: ValidationError,
+    model: type[BaseModel],
+    data: object,
+    path: ConfigPath,
+    place: Callable[[ConfigPath], str],
+) -> list[Problem]:
+    """One problem for each mistake.
+
+    Args:
+        error: What validating `data` raised.
+        model: What it was validated with.
+        data: What stands at `path`.
+        path: Where the model's data stands in the configuration.
+        place: Where the data at a path comes from.
+    """
+    items = [(item, _real_path(item, data)) for item in error.errors(include_url=False)]
+    misspelt = [here for item, here in items if item["type"] == "extra_forbidden"]
+    meant = {(*here[:-1], key) for here in misspelt for key in _close(here[-1], keys_of(model, here[:-1]))}
+    told: dict[ConfigPath, dict[str, str]] = {}
+    for item, here in items:
+        if item["type"] == "missing" and here in meant:
+            continue  # a misspelt key is one mistake
+        # Of a union, pydantic reports every branch: one of another shape altogether says nothing.
+        if item["type"].endswith("_type") and any(h[: len(here)] == here != h for _, h in items):
+            continue
+        told.setdefault(here, {})[_sentence(item, (*path, *here))] = _suggestion(item, model, here)
+    return [
+        Problem(path_text(full), " or ".join(told[here]), next(iter(told[here].values())), place(full))
+        for here, full in ((here, (*path, *here)) for here in told)
+    ]
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """What to do about a key that nothing knows."""
+    names = sorted(known)
+    return nearest(key, names) or f"known: {', '.join(names) or 'none'}"
+
+
+def keys_of(annotation: Any, path: ConfigPath = ()) -> set[str]:  # noqa: ANN401 - annotations have no common type
+    """The keys that may stand at `path` below a value of this annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        fields = {_key(name, field): field for name, field in annotation.model_fields.items()}
+        if not path:
+            return set(fields)
+        return keys_of(fields[path[0]].annotation, path[1:]) if path[0] in fields else set()
+    rest = path if get_origin(annotation) in (Union, UnionType, Annotated) else path[1:]
+    return {key for arg in get_args(annotation) for key in keys_of(arg, rest)}
+
+
+def _key(name: str, field: FieldInfo) -> str:
+    alias = field.validation_alias or field.alias
+    return alias if isinstance(alias, str) else name
+
+
+def _close(key: str | int, known: Iterable[str]) -> list[str]:
+    return get_close_matches(str(key), list(known), 1)
+
+
+def _real_path(item: ErrorDetails, data: object) -> ConfigPath:
+    """Without what is pydantic's own, such as the name of a union's branch."""
+    path: list[str | int] = []
+    for part in item["loc"]:
+        inside = part in data if isinstance(data, Mapping) else isinstance(data, list) and isinstance(part, int)
+        if inside:
+            data = data[part]  # type: ignore[index] - by `inside`
+            path.append(part)
+    return (*path, item["loc"][-1]) if item["type"] == "missing" else tuple(path)
+
+
+def _sentence(item: ErrorDetails, path: ConfigPath) -> str:
+    kind, secret = item["type"], is_secret(path)
+    first = kind.partition("_")[0]
+    form = _SENTENCES.get(kind) or _SENTENCES.get(first)
+    if secret and kind not in _SENTENCES:
+        return "is not valid"
+    if form is None:
+        return item["msg"].replace("Input should", "should").replace("Value error, ", "")
+    if kind in ("value_error", "assertion_error") and secret:
+        return "is not valid"
+    text = form.format_map(item.get("ctx", {}))
+    if not text.startswith("must be"):
+        return text
+    return f"{text}, not {_shown(item['input'], hide=secret or first not in _SHOWN)}"
+
+
+def _shown(value: object, *, hide: bool) -> str:
+    """A value for a message: what kind it is, and itself if it is short and nothing forbids it."""
+    if value is None:
+        return "empty"
+    for kinds, word in ((bool, "true or false"), (int | float, "a number"), (str, "text"), (list, "a list")):
+        if isinstance(value, kinds):
+            plain = not hide and kinds is not list and len(str(value)) <= _MAX_SHOWN and "@" not in str(value)
+            return repr(value) if plain else word
+    return "a mapping" if isinstance(value, Mapping) else type(value).__name__
+
+
+def _suggestion(item: ErrorDetails, model: type[BaseModel], here: ConfigPath) -> str:
+    if item["type"] == "extra_forbidden":
+        return unknown_key(str(here[-1]), keys_of(model, here[:-1]))
+    if item["type"] in ("literal_error", "enum") and isinstance(item["input"], str):
+        return nearest(item["input"], re.findall(r"'([^']*)'", str(item.get("ctx", {}).get("expected"))))
+    if item["type"] == "string_type" and isinstance(item["input"], bool | int | float):
+        return "put it in quotes"
+    return ""

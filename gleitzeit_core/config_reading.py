@@ -1,0 +1,385 @@
+"""Where a configuration comes from: file, environment and flags, each value with its place.
+
+Nothing is checked here but the form; `gleitzeit_core.config` says what the values mean.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, cast
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from gleitzeit_core.errors import ConfigurationError, Problem
+
+FILE_NAME: Final = "gleitzeit.yaml"
+ENVIRONMENT_PREFIX: Final = "GLEITZEIT_"
+PROGRAM_VARIABLES: Final = frozenset(
+    {
+        "GLEITZEIT_CONFIG",
+        "GLEITZEIT_LOG",
+        "GLEITZEIT_LOG_FORMAT",
+        "GLEITZEIT_LOG_LEVEL",
+        "GLEITZEIT_REQUIRE_ALL",
+    }
+)
+"""Environment variables for the programs themselves, which are no part of a configuration."""
+
+MAX_FILE_BYTES: Final = 1 << 20
+MAX_VALUES: Final = 100_000
+"""Also bounds what aliases can unfold to."""
+MAX_DEPTH: Final = 32
+
+ConfigPath = tuple[str | int, ...]
+"""Keys and positions from the top: ``("routes", 0, "hubs")``."""
+
+
+class PluginsSection(BaseModel):
+    """The section ``plugins``.
+
+    Args:
+        disabled: Names of plugins, or of distributions, that are not even imported.
+        files: Single-file plugins; relative to the configuration file's folder.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    disabled: list[str] = []
+    files: list[Path] = []
+
+
+@dataclass(frozen=True, slots=True)
+class RawConfiguration:
+    """What was read: well-formed, but not checked.
+
+    Args:
+        data: File, environment and flags merged. May hold secrets.
+        places: Where values come from; one that is missing comes from where its parent does.
+        base_dir: What relative paths are relative to: the file's folder, or the working directory.
+        source: The file; None when there is none.
+        problems: Mistakes of form that did not end the reading, reported with all others.
+    """
+
+    data: Mapping[str, Any] = field(repr=False)
+    places: Mapping[ConfigPath, str] = field(repr=False)
+    base_dir: Path
+    source: Path | None = None
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def plugins(self) -> PluginsSection:
+        """What the plugin host needs. Anything malformed is left out: `check_configuration` reports it."""
+        section = self.data.get("plugins")
+        section = section if isinstance(section, Mapping) else {}
+        return PluginsSection(
+            disabled=_strings(section.get("disabled")),
+            files=[self.base_dir / _expand(text) for text in _strings(section.get("files"))],
+        )
+
+    def place(self, path: ConfigPath) -> str:
+        """File and line, environment variable or ``flags``; empty when unknown."""
+        known = (self.places.get(path[:length]) for length in range(len(path), -1, -1))
+        return next((place for place in known if place), "")
+
+
+def find_configuration(explicit: Path | None, environ: Mapping[str, str]) -> Path | None:
+    """The configuration file to use: `explicit`, ``$GLEITZEIT_CONFIG``, the one here, the user's; None for none.
+
+    Raises:
+        ConfigurationError: One that was asked for by `explicit` or the environment is not there.
+    """
+    for asked, place in (
+        (explicit, "--config"),
+        (environ.get("GLEITZEIT_CONFIG"), "GLEITZEIT_CONFIG"),
+    ):
+        if asked:
+            path = _expand(str(asked))
+            if not _is_file(path):
+                raise ConfigurationError([Problem("", f"no such file: {path}", place=place)])
+            return path
+    home = environ.get("HOME") or "~"
+    user = Path(environ.get("XDG_CONFIG_HOME") or f"{home}/.config") / "gleitzeit"
+    usual = (Path(FILE_NAME), _expand(str(user / FILE_NAME)))
+    return next((path for path in usual if _is_file(path)), None)
+
+
+def read_configuration(
+    path: Path | None,
+    *,
+    environ: Mapping[str, str] = os.environ,
+    overrides: Mapping[str, Any] | None = None,
+) -> RawConfiguration:
+    """Read a configuration; the environment goes before the file, and flags before both.
+
+    Args:
+        path: The file; None for none.
+        environ: ``GLEITZEIT_GATEWAY__PORT=9000`` sets ``gateway.port``. Values are YAML scalars, or lists and
+            mappings in brackets; an empty one counts as not given.
+        overrides: Flags, nested as in a file; a flag that is None was not given.
+
+    Raises:
+        ConfigurationError: The file cannot be read, or is no YAML.
+    """
+    reader = _Reader(str(path or ""))
+    data = {} if path is None else reader.read(_text_of(path))
+    places, problems = reader.places, reader.problems
+    for name in sorted(environ, key=lambda name: (name.count("__"), name)):
+        upper = name.upper()
+        if upper.startswith(ENVIRONMENT_PREFIX) and upper not in PROGRAM_VARIABLES and environ[name]:
+            try:
+                _merge(data, _from_variable(name, environ[name], data), places, name)
+            except ConfigurationError as error:
+                problems += (replace(problem, place=name) for problem in error.problems)
+    _merge(data, _given(overrides or {}), places, "flags")
+    base_dir = path.absolute().parent if path else Path.cwd()
+    return RawConfiguration(data, places, base_dir, path, tuple(problems))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's core schema: ``no``, ``12:30`` and dates are text, as people expect."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+_TAG = "tag:yaml.org,2002:"
+for _kind, _form, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+):
+    _Loader.add_implicit_resolver(_TAG + _kind, re.compile(f"(?:{_form})$"), _first)
+
+
+class _Reader:
+    """Turns YAML into plain data, and remembers on which line each value stands.
+
+    Args:
+        name: The file's name, for places.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.places: dict[ConfigPath, str] = {(): name} if name else {}
+        self.problems: list[Problem] = []
+        self._left = MAX_VALUES
+
+    def read(self, text: str) -> dict[str, Any]:
+        """The mapping that is in a file; an empty file is an empty one."""
+        node = self.compose(text)
+        data = {} if node is None else self.value(node, ())
+        if data is None:
+            return {}
+        if not isinstance(data, dict):
+            problem = Problem("", "must be a mapping of sections", place=self._at(node))
+            raise ConfigurationError([problem])
+        return data
+
+    def compose(self, text: str) -> yaml.Node | None:
+        """Parse. Messages quote nothing of the text, which may hold secrets."""
+        message, hint, place = "not YAML", "", self.name
+        try:
+            return yaml.compose(text, Loader=_Loader)
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            message = re.sub(r"'[\w!][^']+'", "...", error.problem or message)
+            hint = "indent with spaces, not tabs" if r"'\t'" in message else ""
+            place = self._line(mark.line) if mark else place
+        except yaml.reader.ReaderError as error:
+            message = "a control character is not allowed"
+            place = self._line(text.count("\n", 0, error.position))
+        except RecursionError:
+            message = "nested too deeply"
+        except (ValueError, OverflowError):  # of an escape or a version with too large a number
+            message = "not YAML: a number is too large"
+        raise ConfigurationError([Problem("", message, hint, place)])
+
+    def value(self, node: yaml.Node, path: ConfigPath) -> Any:  # noqa: ANN401 - any YAML
+        """Plain data: dicts with text as keys, lists, text, numbers, true, false, None."""
+        self._left -= 1
+        if self._left < 0:
+            raise self._refusal(f"more than {MAX_VALUES} values")
+        if len(path) > MAX_DEPTH:
+            raise self._refusal(f"nested more than {MAX_DEPTH} levels deep")
+        if self.name:
+            self.places.setdefault(path, self._at(node))
+        if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
+            return self._mapping(node, path)
+        if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
+            return [self.value(item, (*path, n)) for n, item in enumerate(node.value)]
+        kind = node.tag.removeprefix(_TAG)
+        if isinstance(node, yaml.ScalarNode) and kind in _SCALARS:
+            try:
+                return _SCALARS[kind](node.value)
+            except ValueError:
+                self._problem(path, node, f"not a value of the kind {kind}")
+        else:
+            self._problem(path, node, "tags such as !name are not allowed")
+        return None
+
+    def _mapping(self, node: yaml.MappingNode, path: ConfigPath) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                self._problem(path, key_node, "a key must be text")
+                continue
+            here = (*path, key_node.value)
+            if key_node.value in result:
+                first = self.places.get(here, "above")
+                self._problem(here, key_node, f"given twice, first at {first}")
+                continue
+            if self.name:
+                self.places[here] = self._at(key_node)
+            result[key_node.value] = self.value(value_node, here)
+        return result
+
+    def _problem(self, path: ConfigPath, node: yaml.Node, message: str) -> None:
+        self.problems.append(Problem(path_text(path), message, place=self._at(node)))
+
+    def _at(self, node: yaml.Node | None) -> str:
+        return self._line(node.start_mark.line) if node else self.name
+
+    def _line(self, line: int) -> str:
+        return f"{self.name}:{line + 1}" if self.name else ""
+
+    def _refusal(self, message: str) -> ConfigurationError:
+        return ConfigurationError([Problem("", message, place=self.name)])
+
+
+def path_text(path: ConfigPath) -> str:
+    """As a person writes it: ``hubs.lan.instances[0].url``."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif re.fullmatch(r"[\w-]+", part):
+            text += f".{part}" if text else part
+        else:
+            text += f"[{part!r}]"
+    return text
+
+
+def _integer(text: str) -> int:
+    bases = {"0o": 8, "0x": 16}
+    return int(text, bases.get(text[:2], 10))
+
+
+_SCALARS: Final[Mapping[str, Callable[[str], Any]]] = {
+    "str": str,
+    "null": lambda _: None,
+    "bool": lambda text: text.lower() == "true",
+    "int": _integer,
+    "float": lambda text: float(text.replace(".inf", "inf").replace(".nan", "nan")),
+}
+
+
+def _text_of(path: Path) -> str:
+    """The whole file, if it is one and not too large."""
+    place, message = str(path), ""
+    try:
+        if not path.is_file():  # reading a pipe or a device might never end
+            message = "not a regular file" if path.exists() else "no such file"
+        else:
+            with path.open("rb") as file:
+                content = file.read(MAX_FILE_BYTES + 1)
+            if len(content) <= MAX_FILE_BYTES:
+                return content.decode("utf-8-sig")
+            message = f"larger than {MAX_FILE_BYTES} bytes"
+    except UnicodeDecodeError as error:
+        message, place = "not UTF-8", f"{path}:{content.count(10, 0, error.start) + 1}"
+    except OSError as error:
+        message = f"cannot be read: {error.strerror}"
+    raise ConfigurationError([Problem("", message, place=place)])
+
+
+def _from_variable(name: str, text: str, data: Mapping[str, Any]) -> dict[str, Any]:
+    """What one environment variable sets. Its case does not count, and ``_`` may stand for ``-``."""
+    parts = name[len(ENVIRONMENT_PREFIX) :].lower().split("__")
+    if not all(parts) or len(parts) > MAX_DEPTH:
+        form = f"{ENVIRONMENT_PREFIX}SECTION__KEY"
+        raise ConfigurationError([Problem("", "not the name of a setting", f"the form is {form}")])
+    keys: list[str] = []
+    at: Any = data
+    for part in parts:
+        known = at if isinstance(at, Mapping) else {}
+        keys.append(next((k for k in known if k.lower().replace("-", "_") == part), part))
+        at = known.get(keys[-1])
+    value = _variable_value(text, tuple(keys))
+    for key in reversed(keys):
+        value = {key: value}
+    return cast("dict[str, Any]", value)
+
+
+def _variable_value(text: str, path: ConfigPath) -> Any:  # noqa: ANN401 - any YAML
+    """A scalar, or a list or mapping in brackets. Anything else is text: passwords are full of special characters."""
+    reader, brackets = _Reader(""), text.lstrip()[0:1] in ("[", "{")
+    try:
+        node = reader.compose(text)
+    except ConfigurationError as error:
+        if not brackets:
+            return text
+        raise ConfigurationError([replace(p, path=path_text(path)) for p in error.problems]) from None
+    plain = isinstance(node, yaml.ScalarNode) and node.style is None
+    if node is None or (plain and node.value != text.strip()):
+        return text
+    if not isinstance(node, yaml.ScalarNode) and not brackets:
+        return text
+    value = reader.value(node, path)
+    if reader.problems:
+        raise ConfigurationError(reader.problems)
+    return value
+
+
+def _merge(
+    data: dict[str, Any],
+    overlay: Mapping[str, Any],
+    places: dict[ConfigPath, str],
+    place: str,
+    path: ConfigPath = (),
+) -> None:
+    """Lay `overlay` over `data`: mappings are merged, everything else is replaced."""
+    for key, value in overlay.items():
+        here = (*path, key)
+        old = data.get(key)
+        if isinstance(value, dict) and isinstance(old, dict):
+            _merge(old, value, places, place, here)
+            continue
+        for stale in [known for known in places if known[: len(here)] == here]:
+            del places[stale]
+        places[here] = place
+        data[key] = value
+
+
+def _given(value: Any) -> Any:  # noqa: ANN401 - any data
+    """Plain data of what was given: no None in mappings, nor mappings that hold nothing else."""
+    if isinstance(value, Mapping):
+        items = {str(k): _given(v) for k, v in value.items() if v is not None}
+        return {k: v for k, v in items.items() if v != {} or not value[k]}
+    return [_given(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _strings(value: object) -> list[str]:
+    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
+
+
+def _expand(text: str) -> Path:
+    """With ``~`` replaced, where there is such a home."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a folder above it that we may not enter
+        return False

@@ -1,0 +1,282 @@
+"""Every error Gleitzeit raises, in one tree.
+
+    GleitzeitError
+    ├── ConfigurationError         a configuration with problems; lists all of them
+    ├── PluginError                a plugin that a configuration names cannot be used
+    ├── UnknownName                a name nothing installed answers to
+    ├── ClosedError                used after close
+    └── RequestError               one request failed
+        ├── InvalidRequest         the caller's own fault
+        ├── UnknownMethod          no provider has the method
+        ├── NoCapableInstance      nothing known can do it
+        ├── Unavailable            what could do it is down
+        ├── QueueFull              too many are waiting already
+        ├── DeadlineExceeded       its time ran out, waiting or running
+        ├── ShuttingDown           nothing new is taken
+        └── InstanceFailure        the instance failed; `kind` says how
+
+Each carries a stable ``code`` for programs, a sentence for a person, and whether the same request may succeed later
+(``retryable``). Foreign exceptions are translated where they are raised, so that callers see only these.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+
+class GleitzeitError(Exception):
+    """Base of all errors.
+
+    Args:
+        message: A sentence for a person.
+    """
+
+    code: ClassVar[str] = "error"
+    retryable: bool = False
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def as_dict(self) -> dict[str, Any]:
+        """The one inner shape of an error: ``code``, ``message``, ``retryable``."""
+        return {"code": self.code, "message": self.message, "retryable": self.retryable}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with a configuration.
+
+    Args:
+        path: Where, as written by a person: ``hubs.lan.instances[0].url``; empty for the whole.
+        message: What is wrong.
+        suggestion: What to do; empty when nothing sensible can be said.
+        place: File and line, ``gleitzeit.yaml:7``, or the environment variable or flag; empty when unknown.
+    """
+
+    path: str
+    message: str
+    suggestion: str = ""
+    place: str = ""
+
+    def __str__(self) -> str:
+        """One line: place, path, message, suggestion."""
+        where = ": ".join(part for part in (self.place, self.path) if part)
+        text = f"{where}: {self.message}" if where else self.message
+        return f"{text} ({self.suggestion})" if self.suggestion else text
+
+
+class ConfigurationError(GleitzeitError):
+    """A configuration that cannot be used, with all its problems at once.
+
+    Args:
+        problems: At least one.
+    """
+
+    code = "configuration"
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        count = len(self.problems)
+        head = "1 problem" if count == 1 else f"{count} problems"
+        super().__init__("\n".join([f"configuration: {head}", *(f"  {problem}" for problem in self.problems)]))
+
+
+class PluginError(GleitzeitError):
+    """A plugin that is needed cannot be used."""
+
+    code = "plugin"
+
+
+class UnknownName(GleitzeitError):
+    """A name nothing installed answers to.
+
+    Args:
+        kind: What was looked for: ``hub type``, ``strategy``, ...
+        name: The name asked for.
+        known: The names there are.
+        hint: What else to do, for example how to install the plugin that has it.
+    """
+
+    code = "unknown_name"
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        self.kind, self.name, self.known = kind, name, tuple(sorted(known))
+        self.hint = "; ".join(part for part in (nearest(name, self.known), hint) if part)
+        have = ", ".join(self.known) or "none"
+        super().__init__(f"unknown {kind} {name!r}; installed: {have}" + (f"; {self.hint}" if self.hint else ""))
+
+
+class ClosedError(GleitzeitError):
+    """Something was used before it was opened or after it was closed."""
+
+    code = "closed"
+
+
+class RequestError(GleitzeitError):
+    """A request failed."""
+
+    code = "request"
+
+
+class InvalidRequest(RequestError):
+    """The request itself is wrong.
+
+    Args:
+        message: What is wrong.
+        param: The parameter at fault, if one is.
+    """
+
+    code = "invalid_request"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class UnknownMethod(RequestError):
+    """No provider has the method."""
+
+    code = "unknown_method"
+
+    def __init__(self, method: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        hint = nearest(method, names)
+        super().__init__(
+            f"unknown method {method!r}; known: {', '.join(names) or 'none'}" + (f"; {hint}" if hint else "")
+        )
+        self.method = method
+
+
+class NoCapableInstance(RequestError):
+    """No instance, up or down, can do what the request needs.
+
+    Args:
+        message: What was needed and what there is.
+        needed: The capabilities that were asked for, such as ``model:llama3``.
+    """
+
+    code = "no_capable_instance"
+
+    def __init__(self, message: str, *, needed: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.needed = tuple(needed)
+
+
+class Unavailable(RequestError):
+    """Instances that could do it are known, and all of them are down."""
+
+    code = "unavailable"
+    retryable = True
+
+    def __init__(self, message: str, *, instances: Iterable[str] = (), retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.instances = tuple(instances)
+        self.retry_after_s = retry_after_s
+
+
+class QueueFull(RequestError):
+    """The queue for this capability holds as many as it may.
+
+    Args:
+        size: How many wait.
+        limit: How many may.
+        retry_after_s: When to come back, in seconds.
+    """
+
+    code = "queue_full"
+    retryable = True
+
+    def __init__(self, *, size: int, limit: int, retry_after_s: float) -> None:
+        super().__init__(f"queue is full: {size} waiting, limit {limit}; retry after {retry_after_s:.0f} s")
+        self.size, self.limit, self.retry_after_s = size, limit, retry_after_s
+
+
+class DeadlineExceeded(RequestError):
+    """The request's time ran out.
+
+    Args:
+        where: ``queue`` or ``instance``.
+        after_s: Seconds since the request was made.
+    """
+
+    code = "deadline_exceeded"
+    retryable = True
+
+    def __init__(self, *, where: str, after_s: float) -> None:
+        super().__init__(f"deadline exceeded after {after_s:.2f} s, in the {where}")
+        self.where, self.after_s = where, after_s
+
+
+class ShuttingDown(RequestError):
+    """Nothing new is taken any more."""
+
+    code = "shutting_down"
+    retryable = True
+
+
+class FailureKind(StrEnum):
+    """How an instance failed. The kinds are treated differently: see each."""
+
+    REFUSED = "refused"
+    """It could not be reached at all: down at once, the work never started."""
+    BUSY = "busy"
+    """It said that it is busy (429, 503): backed off, no mark against it."""
+    UNAUTHORIZED = "unauthorized"
+    """It refused our credentials (401, 403): a configuration error, shown, the work never started."""
+    REJECTED = "rejected"
+    """It refused the request as wrong (another 4xx): the caller's own, never retried, never counted."""
+    SERVER_ERROR = "server_error"
+    """It failed (5xx) or answered garbage."""
+    TIMEOUT = "timeout"
+    """It did not answer in time."""
+    LOST = "lost"
+    """The connection or the instance died while it worked."""
+
+
+class InstanceFailure(RequestError):
+    """An instance failed. Providers raise it; the dispatcher decides what happens next.
+
+    Args:
+        kind: How it failed.
+        message: A sentence for a person.
+        started: Whether the work may have begun. Only what provably did not may go elsewhere when it is not replayable.
+        retry_after_s: For ``BUSY``: when the instance asked us to come back, in seconds.
+        status: The instance's own status, when it has one.
+        body: The instance's own answer, when it has one; passed to a caller who speaks the same API.
+        instance_id: Filled in by the dispatcher.
+    """
+
+    code = "instance_failure"
+
+    def __init__(
+        self,
+        kind: FailureKind,
+        message: str,
+        *,
+        started: bool = True,
+        retry_after_s: float | None = None,
+        status: int | None = None,
+        body: bytes | None = None,
+        instance_id: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.kind, self.started, self.retry_after_s = kind, started, retry_after_s
+        self.status, self.body, self.instance_id = status, body, instance_id
+        self.retryable = kind not in (FailureKind.REJECTED, FailureKind.UNAUTHORIZED)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As for every error, with ``kind`` and ``instance``."""
+        return {**super().as_dict(), "kind": self.kind.value, "instance": self.instance_id}
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``did you mean 'x'?`` for the nearest spelling among `known`, or an empty string."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"did you mean {found[0]!r}?" if found else ""

@@ -1,0 +1,220 @@
+"""What a hub is: the owner of the instances of one kind.
+
+An author writes a subclass with options and as many of these methods as the kind of resource needs:
+
+    discover   the instances there are                              (every hub that does not only create)
+    check      is it well, and what can it do now?                  (every hub that can ask)
+    offer      can an instance that meets these requirements be had? (hubs that create)
+    scale      see to it that so many are being created             (hubs that create)
+    recycle    make it ready again after a use, or say it is spent  (hubs whose instances keep traces of a use)
+    retire     stop one of our own                                  (hubs that create)
+
+What a hub knows it tells its sink: `publish`, `withdraw`, `supply_changed`. Scheduling, health, breakers and metrics come
+from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from abc import ABC
+from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from gleitzeit_core.errors import ClosedError
+from gleitzeit_core.pool import State
+from gleitzeit_core.routing import Offer, OfferKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from gleitzeit_core.requests import Outcome
+    from gleitzeit_core.resources import Requirements, ResourceInstance
+
+logger = logging.getLogger(__name__)
+
+
+class HubOptions(BaseModel):
+    """Options every hub has. Times in seconds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    check_interval_s: float = Field(default=10.0, gt=0, description="Between two health checks of an instance.")
+    check_timeout_s: float = Field(default=5.0, gt=0, description="A health check that takes longer has failed.")
+    discover_interval_s: float = Field(default=30.0, gt=0, description="Between two searches for new instances.")
+
+
+OptionsT = TypeVar("OptionsT", bound=HubOptions)
+
+
+class HubSink(Protocol):
+    """Where a hub reports to. All calls return at once."""
+
+    def put(self, instance: ResourceInstance, state: State) -> None:
+        """An instance is there, or has changed."""
+
+    def set_state(self, instance_id: str, state: State, reason: str) -> None:
+        """An instance's state has changed."""
+
+    def remove(self, instance_id: str, reason: str) -> None:
+        """An instance is gone."""
+
+    def supply_changed(self) -> None:
+        """What can be created has changed."""
+
+
+class ResourceHub(ABC, Generic[OptionsT]):
+    """Base of all hubs.
+
+    Args:
+        options: Checked already.
+        name: As in the configuration; the kind when empty.
+    """
+
+    kind: ClassVar[str]
+    recycles: ClassVar[bool] = False
+    """Whether `recycle` must run after each use, before the slot is free again."""
+
+    def __init__(self, options: OptionsT, *, name: str = "") -> None:
+        self.options = options
+        self.name = name or self.kind
+        self._sink: HubSink | None = None
+        self._known: dict[str, ResourceInstance] = {}
+        self._search: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        """Kind, name and count."""
+        return f"<{type(self).__name__} {self.name}, {len(self._known)} instances>"
+
+    # -- for authors -------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Acquire what the hub itself needs: a client session, a connection. Called once, before all else."""
+
+    async def discover(self) -> Iterable[ResourceInstance]:
+        """The instances there are now. Called at start and then every ``discover_interval_s``.
+
+        One that is no longer found is not forgotten: its checks decide. An error is logged and the next search tries again.
+        """
+        return ()
+
+    async def check(self, instance: ResourceInstance) -> ResourceInstance:
+        """Ask an instance how it is and what it can do. Returns it as it is now, or unchanged.
+
+        Raises:
+            InstanceFailure: It is not well: ``REFUSED`` takes it out at once, others after two in a row.
+        """
+        return instance
+
+    def offer(self, requirements: Requirements) -> Offer:  # noqa: ARG002 - a default for hubs that create nothing
+        """Whether an instance that meets `requirements` could be created. Must return at once."""
+        return Offer(OfferKind.READY)
+
+    async def scale(self, requirements: Requirements, wanted: int) -> None:
+        """See to it that `wanted` instances that meet `requirements` are being created, within the hub's limits.
+
+        Called again whenever more are needed; those being created already count. Publish each as ``STARTING`` at once.
+        """
+
+    async def recycle(self, instance: ResourceInstance, outcome: Outcome) -> bool:  # noqa: ARG002 - a default
+        """Make an instance ready after a use. False when it is spent: it is retired then. Called when `recycles`."""
+        return True
+
+    async def retire(self, instance: ResourceInstance) -> None:
+        """Stop an instance of our own, whose last work has ended. External ones are never stopped."""
+
+    async def close(self) -> None:
+        """Stop what is ours and release what `open` acquired. Called once."""
+
+    # -- for authors to call -----------------------------------------------------------------------------------
+
+    @property
+    def instances(self) -> tuple[ResourceInstance, ...]:
+        """All this hub has published and not withdrawn."""
+        return tuple(self._known.values())
+
+    def publish(self, instance: ResourceInstance, state: State = State.READY) -> None:
+        """An instance is there, or has changed.
+
+        Raises:
+            ClosedError: The hub is not started.
+        """
+        self._known[instance.id] = instance
+        self._required_sink().put(instance, state)
+
+    def withdraw(self, instance_id: str, reason: str) -> None:
+        """An instance is gone."""
+        if self._known.pop(instance_id, None) is not None and self._sink is not None:
+            self._sink.remove(instance_id, reason)
+
+    def report_down(self, instance_id: str, reason: str) -> None:
+        """An instance was seen to be down, without a check: its process ended, say."""
+        if self._sink is not None:
+            self._sink.set_state(instance_id, State.DOWN, reason)
+
+    def supply_changed(self) -> None:
+        """`offer` would answer differently now."""
+        if self._sink is not None:
+            self._sink.supply_changed()
+
+    # -- for the dispatcher ------------------------------------------------------------------------------------
+
+    async def start(self, sink: HubSink) -> None:
+        """Open the hub and search for the first time; then go on searching.
+
+        Raises:
+            ClosedError: It is started already.
+        """
+        if self._sink is not None:
+            raise ClosedError(f"hub {self.name!r} is started already")
+        self._sink = sink
+        try:
+            await self.open()
+            await self.search()
+        except BaseException:
+            await self.stop()
+            raise
+        self._search = asyncio.create_task(self._keep_searching(), name=f"search of hub {self.name}")
+
+    async def stop(self) -> None:
+        """Stop searching, and close. More than once is fine."""
+        if self._sink is None:
+            return
+        await self.stop_searching()
+        try:
+            await self.close()
+        finally:
+            for instance_id in tuple(self._known):
+                self.withdraw(instance_id, "its hub is closed")
+            self._sink = None
+
+    async def stop_searching(self) -> None:
+        """Find no more instances; those there are stay."""
+        search, self._search = self._search, None
+        if search is not None:
+            search.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await search
+
+    async def search(self) -> None:
+        """Look for instances now. Those that are new start as down until their first check, unless nobody may check them."""
+        for instance in await self.discover():
+            if instance.id not in self._known:
+                self.publish(instance, State.DOWN if instance.probe else State.READY)
+
+    async def _keep_searching(self) -> None:
+        while True:
+            await asyncio.sleep(self.options.discover_interval_s)
+            try:
+                await self.search()
+            except Exception:
+                logger.exception(
+                    "hub %s: search failed; the next is in %g s", self.name, self.options.discover_interval_s
+                )
+
+    def _required_sink(self) -> HubSink:
+        if self._sink is None:
+            raise ClosedError(f"hub {self.name!r} is not started")
+        return self._sink

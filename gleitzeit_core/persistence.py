@@ -1,0 +1,258 @@
+"""State that outlives a process or is shared between replicas, in facets; and the store that keeps it in memory.
+
+An adapter declares which facets it has by setting them; what needs one that is missing says so at start. Every lease
+carries a **fence**, a number that only grows: whoever acts under a lease sends its fence along, and a lower one is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from gleitzeit_core.strategies.base import NoOptions
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping, Sequence
+
+    from gleitzeit_core.clock import Clock
+    from gleitzeit_core.requests import Request
+
+_BACKLOG = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLease:
+    """A hold on something: by whom, until when (Unix time), and its fence."""
+
+    name: str
+    holder: str
+    expires_at: float
+    fence: int
+
+
+class Instances(Protocol):
+    """What instances there are, as their hubs published them."""
+
+    async def put(self, instance_id: str, record: Mapping[str, Any]) -> None:
+        """Add or replace."""
+
+    async def remove(self, instance_id: str) -> None:
+        """Forget; one that is not there is fine."""
+
+    async def all(self) -> dict[str, Mapping[str, Any]]:
+        """All, by id."""
+
+
+class Leases(Protocol):
+    """Holds that expire."""
+
+    async def acquire(self, name: str, holder: str, ttl_s: float) -> StoredLease | None:
+        """Take `name`, or extend one's own hold, for `ttl_s` seconds. None while somebody else has it."""
+
+    async def release(self, lease: StoredLease) -> bool:
+        """Give it back. False when it was no longer held."""
+
+
+class Queue(Protocol):
+    """Requests that survive. Delivered at least once: a claim that is not settled in time comes back."""
+
+    async def push(self, request: Request) -> bool:
+        """Add. False when its idempotency key is known."""
+
+    async def claim(self, visible_after_s: float) -> Request | None:
+        """The next one, hidden from others for so many seconds; None when there is none."""
+
+    async def settle(self, request_id: str) -> None:
+        """It is done: never deliver it again."""
+
+
+class Counters(Protocol):
+    """Numbers that many add to, such as a key's use in a period."""
+
+    async def add(self, name: str, amount: float, ttl_s: float) -> float:
+        """Add and return the sum; it starts from 0 again `ttl_s` seconds after its first addition."""
+
+
+class Metrics(Protocol):
+    """What each process measured, to be merged."""
+
+    async def write(self, source: str, snapshot: Mapping[str, Any]) -> None:
+        """Replace what `source` has written."""
+
+    async def read(self) -> dict[str, Mapping[str, Any]]:
+        """All, by source."""
+
+
+class Notify(Protocol):
+    """Wakes others at once, where polling would do later: a message may be lost."""
+
+    async def publish(self, topic: str, message: str) -> None:
+        """Tell all who listen now."""
+
+    def listen(self, topic: str) -> AsyncGenerator[str, None]:
+        """Messages from now on."""
+
+
+class HubPersistenceAdapter(ABC):  # noqa: B024 - facets are set, not overridden
+    """Base of all stores. A facet that is None is one the store does not have."""
+
+    instances: Instances | None = None
+    leases: Leases | None = None
+    queue: Queue | None = None
+    counters: Counters | None = None
+    metrics: Metrics | None = None
+    notify: Notify | None = None
+    shared: ClassVar[bool] = False
+    """Whether other processes see it."""
+
+    def __repr__(self) -> str:
+        """The facets it has."""
+        return f"<{type(self).__name__}: {', '.join(self.facets)}>"
+
+    @property
+    def facets(self) -> tuple[str, ...]:
+        """Names of the facets it has."""
+        names = ("instances", "leases", "queue", "counters", "metrics", "notify")
+        return tuple(name for name in names if getattr(self, name) is not None)
+
+    async def open(self) -> None:
+        """Connect. Called once."""
+
+    async def close(self) -> None:
+        """Disconnect. Called once."""
+
+
+class MemoryStore(HubPersistenceAdapter):
+    """All facets, in this process.
+
+    Args:
+        options: None to set.
+        clock: Time.
+    """
+
+    def __init__(self, options: NoOptions | None = None, *, clock: Clock) -> None:
+        self.options = options or NoOptions()
+        self.instances = _Instances()
+        self.metrics = _Metrics()
+        self.leases = _Leases(clock)
+        self.queue = _Queue(clock)
+        self.counters = _Counters(clock)
+        self.notify = _Notify()
+
+
+class _Instances:
+    def __init__(self) -> None:
+        self._records: dict[str, Mapping[str, Any]] = {}
+
+    async def put(self, instance_id: str, record: Mapping[str, Any]) -> None:
+        self._records[instance_id] = dict(record)
+
+    async def remove(self, instance_id: str) -> None:
+        self._records.pop(instance_id, None)
+
+    async def all(self) -> dict[str, Mapping[str, Any]]:
+        return dict(self._records)
+
+
+class _Metrics:
+    def __init__(self) -> None:
+        self._snapshots: dict[str, Mapping[str, Any]] = {}
+
+    async def write(self, source: str, snapshot: Mapping[str, Any]) -> None:
+        self._snapshots[source] = dict(snapshot)
+
+    async def read(self) -> dict[str, Mapping[str, Any]]:
+        return dict(self._snapshots)
+
+
+class _Leases:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._held: dict[str, StoredLease] = {}
+        self._fence = 0
+
+    async def acquire(self, name: str, holder: str, ttl_s: float) -> StoredLease | None:
+        now, held = self._clock.wall(), self._held.get(name)
+        alive = held is not None and held.expires_at > now
+        if held is not None and alive and held.holder != holder:
+            return None
+        if held is None or not alive:
+            self._fence += 1
+        fence = held.fence if held is not None and alive else self._fence
+        lease = self._held[name] = StoredLease(name, holder, now + ttl_s, fence)
+        return lease
+
+    async def release(self, lease: StoredLease) -> bool:
+        held = self._held.get(lease.name)
+        if held is None or held.fence != lease.fence or held.expires_at <= self._clock.wall():
+            return False
+        del self._held[lease.name]
+        return True
+
+
+class _Queue:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._requests: dict[str, tuple[Request, float]] = {}
+        self._keys: set[str] = set()
+
+    async def push(self, request: Request) -> bool:
+        key = request.idempotency_key or request.id
+        if key in self._keys:
+            return False
+        self._keys.add(key)
+        self._requests[request.id] = (request, 0.0)
+        return True
+
+    async def claim(self, visible_after_s: float) -> Request | None:
+        now = self._clock.monotonic()
+        due = [request for request, visible_at in self._requests.values() if visible_at <= now]
+        # Sorting is stable: within a priority the first to come is the first to go.
+        for request in sorted(due, key=lambda r: -r.priority):
+            self._requests[request.id] = (request, now + visible_after_s)
+            return request
+        return None
+
+    async def settle(self, request_id: str) -> None:
+        self._requests.pop(request_id, None)
+
+
+class _Counters:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._sums: dict[str, tuple[float, float]] = {}
+
+    async def add(self, name: str, amount: float, ttl_s: float) -> float:
+        now = self._clock.monotonic()
+        total, expires_at = self._sums.get(name, (0.0, 0.0))
+        if expires_at <= now:
+            total, expires_at = 0.0, now + ttl_s
+        self._sums[name] = (total + amount, expires_at)
+        return total + amount
+
+
+class _Notify:
+    def __init__(self) -> None:
+        self._listeners: defaultdict[str, set[asyncio.Queue[str]]] = defaultdict(set)
+
+    async def publish(self, topic: str, message: str) -> None:
+        for queue in self._listeners.get(topic, ()):
+            if not queue.full():
+                queue.put_nowait(message)
+
+    async def listen(self, topic: str) -> AsyncGenerator[str, None]:
+        queue: asyncio.Queue[str] = asyncio.Queue(_BACKLOG)
+        self._listeners[topic].add(queue)
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            self._listeners[topic].discard(queue)
+
+
+def facets_needed(store: HubPersistenceAdapter, needed: Sequence[str]) -> tuple[str, ...]:
+    """Those of `needed` that `store` does not have."""
+    return tuple(name for name in needed if name not in store.facets)

@@ -1,0 +1,229 @@
+"""The plugin host: who brings what, and what became of every plugin."""
+
+from __future__ import annotations
+
+import logging
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel
+
+from gleitzeit_core.errors import PluginError, UnknownName, nearest
+from gleitzeit_core.hookspecs import (
+    CommandType,
+    Descriptor,
+    HubType,
+    InstanceChange,
+    ProviderType,
+    SectionType,
+    StoreType,
+    StrategyType,
+)
+from gleitzeit_core.plugin_discovery import describe, file_plugins, installed_plugins
+from gleitzeit_core.plugin_loading import (
+    CORE_SECTIONS,
+    KINDS,
+    Loader,
+    PluginRecord,
+    Status,
+    import_string,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from gleitzeit_core.requests import FinishedRequest
+
+__all__ = ["CORE_SECTIONS", "WELL_KNOWN", "PluginHost", "PluginRecord", "Status"]
+
+# No index has these yet, so each is installed from a checkout, together with the plugin it needs.
+_LLM = "plugins/gleitzeit-llm"
+WELL_KNOWN: Mapping[tuple[str, str], tuple[str, ...]] = {
+    ("hub type", "ollama"): ("plugins/gleitzeit-ollama", _LLM),
+    ("hub type", "openai"): ("contrib/gleitzeit-openai", _LLM),
+    ("hub type", "llamacpp"): ("contrib/gleitzeit-llamacpp", _LLM),
+    ("provider", "llm"): (_LLM,),
+    ("section", "gateway"): ("plugins/gleitzeit-gateway", _LLM),
+    ("command", "serve"): ("plugins/gleitzeit-gateway", _LLM),
+}
+"""Folders in this repository, by (kind, name): the plugin that has it, then what that needs."""
+
+_log = logging.getLogger(__name__)
+_D = TypeVar("_D", bound=Descriptor)
+
+
+class PluginHost:
+    """All plugins. Made by `PluginHost.load`; afterwards it never changes.
+
+    Attributes:
+        records: One per plugin, the core's own first, then by (distribution, name), then files.
+        unknown_disabled: Names that were to be disabled and that nothing has.
+        hubs: Hub types by name; likewise `providers`, `strategies`, `stores`, `commands`, and
+            `sections` of the configuration.
+        observes_requests: Whether anybody wants `request_finished`; if not, its argument need not be made.
+    """
+
+    def __init__(self, loader: Loader, records: tuple[PluginRecord, ...]) -> None:
+        self.records = records
+        self.unknown_disabled: tuple[str, ...] = ()
+        self.hubs: Mapping[str, HubType] = loader.tables[HubType]
+        self.providers: Mapping[str, ProviderType] = loader.tables[ProviderType]
+        self.strategies: Mapping[str, StrategyType] = loader.tables[StrategyType]
+        self.stores: Mapping[str, StoreType] = loader.tables[StoreType]
+        self.commands: Mapping[str, CommandType] = loader.tables[CommandType]
+        self.sections: Mapping[str, SectionType] = loader.tables[SectionType]
+        self._tables = {word: loader.tables[kind] for kind, (word, _) in KINDS.items()}
+        self._owners = loader.owners
+        self._implementations = loader.implementations()
+        self.observes_requests = bool(self._implementations["gleitzeit_request_finished"])
+
+    def __repr__(self) -> str:
+        """With the number of plugins in each state."""
+        states = [record.status for record in self.records]
+        counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
+        return f"<PluginHost {counts}>"
+
+    @classmethod
+    def load(
+        cls,
+        *,
+        disabled: Collection[str] = (),
+        files: Sequence[Path] = (),
+        needed: Collection[str] = (),
+    ) -> PluginHost:
+        """Find and load all plugins.
+
+        Args:
+            disabled: Names of plugins, or of distributions, that are not even imported.
+            files: Single-file plugins, loaded after those that are installed.
+            needed: Names of plugins that must be well.
+
+        Raises:
+            PluginError: One of `needed` is missing or broken.
+        """
+        loader = Loader(frozenset(disabled))
+        host = cls(loader, loader.load([*installed_plugins(), *file_plugins(files)]))
+        known = {name for r in host.records for name in (r.name, r.distribution)}
+        host.unknown_disabled = tuple(name for name in disabled if name not in known)
+        host.require(needed)
+        return host
+
+    def hub_type(self, name: str) -> HubType:
+        """The hub type called `name`, or `UnknownName` with what to do."""
+        return self._lookup("hub type", self.hubs, name)
+
+    def provider_type(self, name: str) -> ProviderType:
+        """The provider of the protocol `name`, or `UnknownName` with what to do."""
+        return self._lookup("provider", self.providers, name)
+
+    def strategy_type(self, name: str) -> StrategyType:
+        """The strategy called `name`, or `UnknownName` with what to do."""
+        return self._lookup("strategy", self.strategies, name)
+
+    def store_type(self, name: str) -> StoreType:
+        """The store called `name`, or `UnknownName` with what to do."""
+        return self._lookup("store", self.stores, name)
+
+    def hint(self, kind: str, name: str) -> str:
+        """How to get what is missing; empty when nothing sensible can be said.
+
+        Args:
+            kind: ``hub type``, ``provider``, ``strategy``, ``store``, ``command`` or ``section``.
+            name: The name that nothing answers to.
+        """
+        wanted = name
+        if (kind, name) not in WELL_KNOWN:
+            known = [n for k, n in WELL_KNOWN if k == kind and n not in self._tables[kind]]
+            wanted = next(iter(get_close_matches(name, known, 1)), name)
+        folders = WELL_KNOWN.get((kind, wanted), ())
+        likely = {wanted, f"gleitzeit-{wanted}", *(f.split("/")[1] for f in folders[:1])}
+        for it in self.records:
+            if it.status != "ok" and likely & {it.name, it.distribution}:
+                return f"plugin {it.name} ({it.distribution}) is {it.status}: {it.reason}"
+        paths = " ".join(f"./{folder}" for folder in folders)
+        return f"{wanted!r} comes with pip install {paths} from a checkout of Gleitzeit" if paths else ""
+
+    def load_target(self, descriptor: HubType | ProviderType | StrategyType | StoreType | CommandType) -> Any:  # noqa: ANN401 - a hub's class, a provider's class, a click command, ...
+        """Import what `descriptor` stands for: a class, or a click command.
+
+        Raises:
+            PluginError: It cannot be used; names the plugin, the target and the cause.
+        """
+        target = self._import(descriptor, descriptor.target)
+        if not isinstance(descriptor, CommandType) and not isinstance(target, type):
+            raise self._unusable(descriptor, descriptor.target, "not a class")
+        return target
+
+    def load_options(
+        self, descriptor: HubType | ProviderType | StrategyType | StoreType | SectionType
+    ) -> type[BaseModel]:
+        """Import the options of `descriptor`.
+
+        Raises:
+            PluginError: They cannot be used; names the plugin, the import string and the cause.
+        """
+        options = self._import(descriptor, descriptor.options)
+        if not (isinstance(options, type) and issubclass(options, BaseModel)):
+            raise self._unusable(descriptor, descriptor.options, "not a pydantic model")
+        return options
+
+    def require(self, names: Iterable[str]) -> None:
+        """Insist that plugins are well.
+
+        Raises:
+            PluginError: Some are missing or broken; names them all, each with the reason.
+        """
+        states = {it.name: f"{it.status}: {it.reason}" for it in reversed(self.records)}
+        states |= {it.name: "ok" for it in self.records if it.status == "ok"}
+        bad = [f"{n} is {states.get(n, 'not installed')}" for n in names if states.get(n) != "ok"]
+        if bad:
+            raise PluginError(f"needed plugins cannot be used: {'; '.join(bad)}")
+
+    def warn(self) -> None:
+        """Log a warning for each plugin that is broken and each disabled name that nothing has."""
+        for it in self.records:
+            if it.status not in ("ok", "disabled"):
+                where = f"{it.distribution} {it.version or it.source}"
+                _log.warning("plugin %s (%s) is %s: %s", it.name, where, it.status, it.reason)
+        for name in self.unknown_disabled:
+            hint = nearest(name, (it.name for it in self.records))
+            _log.warning("plugins.disabled names %r, which nothing has; %s", name, hint)
+
+    def instance_changed(self, change: InstanceChange) -> None:
+        """Tell the observers of ``gleitzeit_instance_changed``."""
+        self.call("gleitzeit_instance_changed", change=change)
+
+    def request_finished(self, finished: FinishedRequest) -> None:
+        """Tell the observers of ``gleitzeit_request_finished``."""
+        self.call("gleitzeit_request_finished", finished=finished)
+
+    def call(self, hook_name: str, **details: Any) -> list[Any]:  # noqa: ANN401 - the hook's own
+        """Call a hook of every plugin, each on its own; for plugins with hook specs of their own.
+
+        Returns:
+            What each returned, in order, without None. One that raises is logged and left out.
+        """
+        results = []
+        for impl in self._implementations.get(hook_name, ()):
+            try:
+                results.append(impl.function(*[details[name] for name in impl.argnames]))
+            except (Exception, SystemExit):  # noqa: BLE001 - a plugin may raise anything
+                _log.exception("plugin %s failed in %s", impl.plugin_name, hook_name)
+        return [result for result in results if result is not None]
+
+    def _lookup(self, word: str, table: Mapping[str, _D], name: str) -> _D:
+        if name in table:
+            return table[name]
+        raise UnknownName(word, name, table, self.hint(word, name))
+
+    def _import(self, descriptor: Descriptor, text: str) -> Any:  # noqa: ANN401 - not yet known
+        try:
+            return import_string(text)
+        except (Exception, SystemExit) as error:
+            raise self._unusable(descriptor, text, describe(error)) from error
+
+    def _unusable(self, descriptor: Descriptor, text: str, reason: str) -> PluginError:
+        what = f"{KINDS[type(descriptor)][0]} {descriptor.name!r}"
+        owner = self._owners.get(descriptor, "unknown")
+        return PluginError(f"plugin {owner}: {what}: {text}: {reason}")

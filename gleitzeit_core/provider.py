@@ -1,0 +1,242 @@
+"""What a provider is: a protocol of named methods, carried out on any instance whose (api, channel) it can drive.
+
+Three ways to hold one, all first-class:
+
+    async with OllamaProvider() as llm:                 # it makes and owns its hub
+        await llm.execute("llm/chat", {...})
+    async with OllamaProvider(hub=hub) as a, LLMProvider(hub=hub) as b:   # both count the same slots
+        ...
+    async with ResourceManager.from_config() as manager:                 # everything by name
+        await manager.execute("llm/chat", {...})
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypedDict, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from gleitzeit_core.dispatch import Dispatcher
+from gleitzeit_core.errors import ClosedError, InvalidRequest, UnknownMethod
+from gleitzeit_core.requests import Method, Request
+from gleitzeit_core.resources import Requirements
+from gleitzeit_core.strategies.base import NoOptions
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Mapping
+    from typing import Unpack
+
+    from gleitzeit_core.hub import ResourceHub
+    from gleitzeit_core.resources import Channel, ResourceInstance, Speaks
+    from gleitzeit_core.runs import InstanceReport, OnInstance, Stream
+
+
+class RequestOptions(TypedDict, total=False):
+    """What a caller may say about a request besides its parameters; see `Request`.
+
+    ``timeout_s`` is turned into a deadline; ``tags`` and ``instances`` narrow down where it may run.
+    """
+
+    timeout_s: float | None
+    priority: int
+    tenant: str
+    affinity: str
+    cost: float
+    idempotency_key: str
+    tags: Iterable[str]
+    instances: Iterable[str]
+
+
+OptionsT = TypeVar("OptionsT", bound=BaseModel)
+
+
+class Provider(ABC, Generic[OptionsT]):
+    """Base of all providers.
+
+    Args:
+        options: Checked already; None for the defaults.
+        hub: Drive this hub's instances, without a manager. None: with a manager, or with a hub of its own from `make_hub`.
+    """
+
+    protocol: ClassVar[str]
+    methods: ClassVar[tuple[Method, ...]]
+    accepts: ClassVar[tuple[Speaks, ...]]
+    """The (api, channel) pairs it can drive, best first."""
+    options_type: ClassVar[type[BaseModel]] = NoOptions
+
+    def __init__(self, options: OptionsT | None = None, *, hub: ResourceHub[Any] | None = None) -> None:
+        self.options: OptionsT = options if options is not None else self.options_type()  # type: ignore[assignment]
+        self._hub = hub
+        self._dispatcher: Dispatcher | None = None
+        self._by_name = {method.name: method for method in self.methods}
+
+    def __repr__(self) -> str:
+        """Protocol and what it is bound to."""
+        return f"<{type(self).__name__} {self.protocol}, {self._dispatcher!r}>"
+
+    # -- for authors -------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def execute_on(self, instance: ResourceInstance, api: str, channel: Channel, request: Request) -> Any:  # noqa: ANN401 - what a method answers is its own
+        """Carry a request out on an instance.
+
+        Must stop the work before it raises, cancellation included: its slot is freed then.
+
+        Raises:
+            InstanceFailure: The instance failed; `FailureKind` and ``started`` decide what happens next.
+            InvalidRequest: The request cannot be put to this api.
+        """
+
+    async def stream_on(
+        self, instance: ResourceInstance, api: str, channel: Channel, request: Request
+    ) -> AsyncIterator[Any]:
+        """The same in parts. One part with the whole answer, unless a provider does better."""
+        yield await self.execute_on(instance, api, channel, request)
+
+    def requirements(self, request: Request) -> Requirements:
+        """What `request` needs of an instance, besides what its caller demands: capabilities, such as a model."""
+        return Requirements(accepts=self.accepts)
+
+    async def answer(self, request: Request, instances: tuple[InstanceReport, ...]) -> Any:  # noqa: ANN401 - as above
+        """Answer a method marked ``local``.
+
+        Raises:
+            UnknownMethod: There is none by that name.
+        """
+        raise UnknownMethod(request.method, (method.name for method in self.methods if method.local))
+
+    def make_hub(self) -> ResourceHub[Any]:
+        """A hub of its own, for use without a manager.
+
+        Raises:
+            ClosedError: This provider has no kind of resource of its own.
+        """
+        raise ClosedError(f"{type(self).__name__} has no hub: give it one, or use it through a ResourceManager")
+
+    async def open(self) -> None:
+        """Acquire what requests need, such as a client session. Called once, in the running loop."""
+
+    async def close(self) -> None:
+        """Release it. Called once."""
+
+    # -- requests ----------------------------------------------------------------------------------------------
+
+    def method(self, name: str) -> Method:
+        """The method called `name`.
+
+        Raises:
+            UnknownMethod: There is none.
+        """
+        found = self._by_name.get(name)
+        if found is None:
+            raise UnknownMethod(name, self._by_name)
+        return found
+
+    def request(
+        self, method: str, params: Mapping[str, Any] | None = None, **options: Unpack[RequestOptions]
+    ) -> Request:
+        """A checked request.
+
+        Raises:
+            UnknownMethod: There is no such method.
+            InvalidRequest: The parameters are wrong.
+        """
+        checked = self._checked(self.method(method), params or {})
+        timeout_s = options.get("timeout_s")
+        request = Request(
+            method=method,
+            params=checked,
+            deadline=None if timeout_s is None else time.time() + timeout_s,
+            priority=options.get("priority", 0),
+            tenant=options.get("tenant", ""),
+            affinity=options.get("affinity", ""),
+            cost=options.get("cost", 1.0),
+            idempotency_key=options.get("idempotency_key", ""),
+        )
+        return self.complete(request, tags=options.get("tags", ()), instances=options.get("instances", ()))
+
+    def complete(self, request: Request, *, tags: Iterable[str] = (), instances: Iterable[str] = ()) -> Request:
+        """`request` with its requirements filled in."""
+        needs = self.requirements(request)
+        tags, instances = frozenset(tags), frozenset(instances)
+        if tags or instances:
+            needs = needs.narrowed(tags=tags, instances=instances)
+        return request.changed(requirements=needs)
+
+    async def execute(
+        self, method: str, params: Mapping[str, Any] | None = None, **options: Unpack[RequestOptions]
+    ) -> Any:  # noqa: ANN401 - what a method answers is its own
+        """Carry `method` out and return its answer.
+
+        Raises:
+            RequestError: It failed.
+        """
+        answer = await self._bound().one(self, self.request(method, params, **options))
+        return answer.value
+
+    def stream(self, method: str, params: Mapping[str, Any] | None = None, **options: Unpack[RequestOptions]) -> Stream:
+        """Carry `method` out and iterate over its answer's parts as they come.
+
+        Raises:
+            RequestError: It failed, here or in the iteration.
+        """
+        request = self.request(method, {**(params or {})}, **options).changed(stream=True)
+        return self._bound().stream(self, request)
+
+    async def each(
+        self, method: str, params: Mapping[str, Any] | None = None, **options: Unpack[RequestOptions]
+    ) -> list[OnInstance]:
+        """Carry `method` out on every instance that can, and return an outcome for each."""
+        return await self._bound().each(self, self.request(method, params, **options))
+
+    def _checked(self, method: Method, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        if method.params is None:
+            return params
+        try:
+            return method.params.model_validate(dict(params)).model_dump(exclude_unset=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise InvalidRequest(
+                f"{method.name}: {where or 'parameters'}: {first['msg']}", param=where or None
+            ) from None
+
+    # -- life --------------------------------------------------------------------------------------------------
+
+    def bind(self, dispatcher: Dispatcher) -> None:
+        """Send requests through `dispatcher`."""
+        self._dispatcher = dispatcher
+
+    def _bound(self) -> Dispatcher:
+        if self._dispatcher is None:
+            raise ClosedError(
+                f"{type(self).__name__} is not open: use it in an 'async with' block or through a manager"
+            )
+        return self._dispatcher
+
+    async def __aenter__(self) -> Self:
+        """Open it with its hub. A hub that several providers share is started by the first and stopped by the last."""
+        if self._dispatcher is not None:
+            raise ClosedError(f"{type(self).__name__} is open already")
+        hub = self._hub if self._hub is not None else self.make_hub()
+        self._dispatcher = await Dispatcher.shared(hub)
+        try:
+            await self.open()
+        except BaseException:
+            await self._leave()
+            raise
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Close it, and the hub with its last provider."""
+        try:
+            await self.close()
+        finally:
+            await self._leave()
+
+    async def _leave(self) -> None:
+        dispatcher, self._dispatcher = self._dispatcher, None
+        if dispatcher is not None:
+            await dispatcher.leave()

@@ -1,0 +1,151 @@
+"""Methods, requests, and what became of them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from gleitzeit_core.resources import Requirements, empty
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pydantic import BaseModel
+
+    from gleitzeit_core.errors import FailureKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """One method of a protocol.
+
+    Args:
+        name: The whole name, ``llm/chat``.
+        summary: One line for listings.
+        replayable: Whether it may be tried again on another instance after it may have begun. For a method that
+            streams, this holds until its first output.
+        streams: Whether it can answer in parts.
+        local: Answered by `Provider.answer` from what is known of the instances, without asking one.
+        params: Checks the parameters; None when the provider checks them itself.
+    """
+
+    name: str
+    summary: str
+    replayable: bool
+    streams: bool = False
+    local: bool = False
+    params: type[BaseModel] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One request. Frozen and serialisable: admission and a durable queue hold the same record.
+
+    Args:
+        method: ``protocol/method``, such as ``llm/chat``.
+        params: What the method takes; empty when `body` is given.
+        body: The caller's own bytes, passed on unparsed where caller and instance speak the same api.
+        dialect: The client API `body` is written in, such as ``ollama``; empty for `params`.
+        endpoint: The HTTP path `body` was sent to; empty for `params`.
+        stream: Whether the answer is wanted in parts.
+        requirements: What it needs of an instance; filled in by the provider.
+        id: Unique; made up when not given.
+        idempotency_key: The caller's own name for it; empty for none.
+        cost: Work it is expected to be, relative to others; fairness counts it. Above 0.
+        priority: Higher goes first. 0 is normal.
+        tenant: On whose behalf; fairness is between tenants.
+        affinity: Requests with the same value prefer the same instance; empty for none.
+        deadline: Wall-clock seconds (Unix time) after which nobody wants the answer; None for no limit.
+        attempt: How many times it was tried before, from 0.
+    """
+
+    method: str
+    params: Mapping[str, Any] = field(default_factory=empty, repr=False)
+    body: bytes | None = field(default=None, repr=False)
+    dialect: str = ""
+    endpoint: str = ""
+    stream: bool = False
+    requirements: Requirements = field(default=Requirements(accepts=()))
+    id: str = field(default_factory=lambda: new_request_id())  # noqa: PLW0108 - defined below
+    idempotency_key: str = ""
+    cost: float = 1.0
+    priority: int = 0
+    tenant: str = ""
+    affinity: str = ""
+    deadline: float | None = None
+    attempt: int = 0
+
+    def changed(self, **changes: Any) -> Request:  # noqa: ANN401 - the fields' own types, checked by replace
+        """A copy with `changes`."""
+        return replace(self, **changes)
+
+
+class Result(StrEnum):
+    """How a try on an instance ended."""
+
+    OK = "ok"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    """Its caller left, or its deadline came: no mark against the instance."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of one try on one instance. Times in seconds, on the monotonic clock.
+
+    Args:
+        result: How it ended.
+        kind: How it failed, when it did.
+        wait_s: In the queue, before this try had a slot.
+        first_output_s: From the slot to the first output; None when there was none.
+        total_s: From the slot to the end.
+        retry_after_s: When a busy instance asked us to come back.
+    """
+
+    result: Result
+    kind: FailureKind | None = None
+    wait_s: float = 0.0
+    first_output_s: float | None = None
+    total_s: float = 0.0
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """Who served a request, for callers, headers and logs.
+
+    Args:
+        instance_id: The instance that answered.
+        queued_s: Waiting in the queue, over all tries.
+        tries: Instances tried, from 1.
+    """
+
+    instance_id: str
+    queued_s: float
+    tries: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedRequest:
+    """What observers of ``gleitzeit_request_finished`` get, once per request.
+
+    Args:
+        request: The request as it was sent.
+        served: Who served it last; None when it never had an instance.
+        outcome: The outcome of the last try; None when there was none.
+        error_code: The code of the error the caller got; empty when it succeeded.
+        total_s: From its arrival to its end.
+    """
+
+    request: Request
+    served: Served | None
+    outcome: Outcome | None
+    error_code: str
+    total_s: float
+
+
+def new_request_id() -> str:
+    """16 random hexadecimal digits: unique enough for logs and headers, cheap enough for every request."""
+    return os.urandom(8).hex()

@@ -1,0 +1,287 @@
+"""The asyncio shell around the synchronous machine: keeps the hubs, carries the effects out, wakes those who wait."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from gleitzeit_core.admission import Admission
+from gleitzeit_core.effects import Changed, Effect, Emptied, Granted, Recycle, Rejected, Scale, Suspect
+from gleitzeit_core.errors import RequestError
+from gleitzeit_core.health import HealthMonitor
+from gleitzeit_core.pool import State
+from gleitzeit_core.requests import Outcome, Result
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from random import Random
+
+    from gleitzeit_core.breaker import BreakerPolicy
+    from gleitzeit_core.clock import Clock, TimerHandle
+    from gleitzeit_core.hookspecs import InstanceChange
+    from gleitzeit_core.hub import ResourceHub
+    from gleitzeit_core.pool import Slot
+    from gleitzeit_core.resources import Requirements, ResourceInstance
+    from gleitzeit_core.routing import Ticket
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Shell:
+    """Keeps the hubs and the machine. Is itself the sink of the hubs and of the health monitor.
+
+    Args:
+        clock: Time.
+        random: For strategies and jitter.
+        policy: Of the instances' breakers; None for the default.
+    """
+
+    def __init__(self, *, clock: Clock, random: Random, policy: BreakerPolicy | None = None) -> None:
+        self.clock = clock
+        self.admission = Admission(clock=clock, random=random, deliver=self._perform, policy=policy)
+        self.health = HealthMonitor(self, random=random)
+        self.hubs: dict[str, ResourceHub[Any]] = {}
+        self._listeners: list[Callable[[InstanceChange], None]] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._scaling: dict[tuple[str, Requirements], int] = {}
+
+    def __repr__(self) -> str:
+        """Counts."""
+        return f"<Shell {len(self.hubs)} hubs, {len(self._tasks)} tasks, {self.admission!r}>"
+
+    # -- hubs --------------------------------------------------------------------------------------------------
+
+    async def add_hub(self, hub: ResourceHub[Any]) -> None:
+        """Start a hub and check the instances it finds, so that they can be used when this returns.
+
+        Raises:
+            ValueError: There is a hub of that name.
+        """
+        if hub.name in self.hubs:
+            raise ValueError(f"there is a hub {hub.name!r} already")
+        self.hubs[hub.name] = hub
+        self.admission.suppliers[hub.name] = hub
+        try:
+            await hub.start(self)
+        except BaseException:
+            self._forget_hub(hub.name)
+            raise
+        await asyncio.gather(*(self.health.check(instance.id) for instance in hub.instances))
+
+    async def remove_hub(self, name: str, *, grace_s: float = 30.0) -> None:
+        """Let a hub's instances finish what they have, then stop it.
+
+        Args:
+            name: Of the hub.
+            grace_s: Work that takes longer is left to end on its own, without its hub.
+
+        Raises:
+            KeyError: There is no such hub.
+        """
+        hub = self.hubs[name]
+        await hub.stop_searching()
+        empty = asyncio.Event()
+
+        def look(_: InstanceChange) -> None:
+            if not hub.instances:
+                empty.set()
+
+        self._listeners.append(look)
+        try:
+            for instance in hub.instances:
+                self.admission.drain(instance.id, "its hub is being removed")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace_s if hub.instances else 0):
+                    await empty.wait()
+        finally:
+            self._listeners.remove(look)
+            try:
+                await hub.stop()
+            finally:
+                self._forget_hub(name)
+
+    def _forget_hub(self, name: str) -> None:
+        self.hubs.pop(name, None)
+        self.admission.suppliers.pop(name, None)
+
+    async def aclose(self) -> None:
+        """Stop the checks, the hubs and what runs in the background. More than once is fine."""
+        await self.health.aclose()
+        hubs = list(self.hubs.values())
+        results = await asyncio.gather(*(hub.stop() for hub in hubs), return_exceptions=True)
+        for hub, result in zip(hubs, results, strict=True):
+            if isinstance(result, Exception):
+                logger.error("hub %s did not stop cleanly", hub.name, exc_info=result)
+            self._forget_hub(hub.name)
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # -- slots -------------------------------------------------------------------------------------------------
+
+    async def acquire(self, ticket: Ticket) -> tuple[Slot, float]:
+        """A slot for `ticket`, and the seconds it waited in the queue.
+
+        Raises:
+            RequestError: It gets none.
+        """
+        ticket.waiter = None
+        slot = self.admission.submit(ticket)
+        if slot is not None:
+            return slot, 0.0
+        slot = await self._wait(ticket)
+        return slot, slot.taken_at - ticket.queued_at
+
+    async def _wait(self, ticket: Ticket) -> Slot:
+        if ticket.waiter is None:
+            ticket.waiter = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[Slot] = ticket.waiter
+        timer = self._expiry(ticket)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            # It may have been given a slot in the very moment its caller left.
+            if not self.admission.cancel(ticket):
+                self._give_back(ticket)
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _expiry(self, ticket: Ticket) -> TimerHandle | None:
+        if ticket.deadline is None:
+            return None
+        return self.clock.call_at(ticket.deadline, lambda: self.admission.expire(ticket))
+
+    def _give_back(self, ticket: Ticket) -> None:
+        granted: asyncio.Future[Slot] = ticket.waiter
+        if granted.done() and not granted.cancelled() and granted.exception() is None:
+            self.admission.release(ticket, granted.result(), Outcome(result=Result.CANCELLED))
+
+    # -- effects -----------------------------------------------------------------------------------------------
+
+    def listen(self, listener: Callable[[InstanceChange], None]) -> None:
+        """Have `listener` called with every change of an instance. It must return at once."""
+        self._listeners.append(listener)
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Granted(ticket, slot):
+                _settle(ticket, slot)
+            case Rejected(ticket, error):
+                _settle(ticket, error)
+            case Changed(change):
+                self._changed(change)
+            case Scale(hub, requirements, wanted):
+                self._scale(hub, requirements, wanted)
+            case Recycle(slot, outcome):
+                self.spawn(self._recycle(slot, outcome))
+            case Suspect(instance_id):
+                self.health.suspect(instance_id)
+            case Emptied(instance):
+                self.spawn(self._retire(instance))
+
+    def _changed(self, change: InstanceChange) -> None:
+        after = change.after
+        if after is None and change.before is not None:
+            self.health.forget(change.before.id)
+        elif after is not None:
+            self._watch(after, change.state)
+        for listener in tuple(self._listeners):
+            listener(change)
+
+    def _watch(self, instance: ResourceInstance, state: str) -> None:
+        hub = self.hubs.get(instance.hub)
+        if hub is None or state in (State.STARTING, State.DRAINING):
+            # Its hub knows when it is there.
+            self.health.forget(instance.id)
+        else:
+            options = hub.options
+            self.health.watch(instance, hub, interval_s=options.check_interval_s, timeout_s=options.check_timeout_s)
+
+    def _scale(self, hub: str, requirements: Requirements, wanted: int) -> None:
+        """One call of a hub's `scale` at a time for the same requirements; the latest number counts."""
+        key = (hub, requirements)
+        running = key in self._scaling
+        self._scaling[key] = wanted
+        if not running:
+            self.spawn(self._keep_scaling(key))
+
+    async def _keep_scaling(self, key: tuple[str, Requirements]) -> None:
+        name, requirements = key
+        asked = 0
+        try:
+            while name in self.hubs and self._scaling[key] != asked:
+                asked = self._scaling[key]
+                await self.hubs[name].scale(requirements, asked)
+        finally:
+            del self._scaling[key]
+
+    async def _recycle(self, slot: Slot, outcome: Outcome) -> None:
+        keep = False
+        try:
+            hub = self.hubs.get(slot.instance.hub)
+            keep = hub is not None and await hub.recycle(slot.instance, outcome)
+        finally:
+            self.admission.recycled(slot, keep=keep)
+
+    async def _retire(self, instance: ResourceInstance) -> None:
+        hub = self.hubs.get(instance.hub)
+        if hub is None:
+            return
+        try:
+            await hub.retire(instance)
+        finally:
+            hub.withdraw(instance.id, "retired")
+            self.admission.supply_changed()
+
+    # -- background --------------------------------------------------------------------------------------------
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run `work` in the background; `aclose` ends it. What it raises is logged unless it is a failed request's."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._spawned_ended)
+        return task
+
+    def _spawned_ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, RequestError):
+            logger.error("background work failed", exc_info=error)
+
+    # -- as a sink ---------------------------------------------------------------------------------------------
+
+    def put(self, instance: ResourceInstance, state: State) -> None:
+        """An instance is there, or has changed."""
+        self.admission.put(instance, state)
+
+    def set_state(self, instance_id: str, state: State, reason: str) -> None:
+        """An instance's state has changed."""
+        self.admission.set_state(instance_id, state, reason)
+
+    def remove(self, instance_id: str, reason: str) -> None:
+        """An instance is gone."""
+        self.admission.remove(instance_id, reason)
+
+    def supply_changed(self) -> None:
+        """What a hub can create has changed."""
+        self.admission.supply_changed()
+
+
+def _settle(ticket: Ticket, result: Slot | RequestError) -> None:
+    """Wake who waits.
+
+    The answer may come before the wait has begun, in the very call that enqueued it, or just after the wait was
+    cancelled: then a new future holds it for whoever looks next.
+    """
+    if ticket.waiter is None or ticket.waiter.done():
+        ticket.waiter = asyncio.get_running_loop().create_future()
+    if isinstance(result, RequestError):
+        ticket.waiter.set_exception(result)
+    else:
+        ticket.waiter.set_result(result)
