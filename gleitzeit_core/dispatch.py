@@ -313,7 +313,7 @@ class Dispatcher:
     async def _attempt(self, provider: Executor, run: Run, slot: Slot) -> Any:  # noqa: ANN401 - as above
         failure: BaseException | None = None
         try:
-            api, channel = self._reach(provider, slot)
+            api, channel = self._reach(run, slot)
             return await provider.execute_on(slot.instance, api, channel, run.request)
         except BaseException as error:
             failure = self._translated(provider, slot, error)
@@ -351,7 +351,7 @@ class Dispatcher:
         failure: BaseException | None = None
         source: AsyncIterator[Any] | None = None
         try:
-            api, channel = self._reach(provider, slot)
+            api, channel = self._reach(run, slot)
             source = provider.stream_on(slot.instance, api, channel, run.request)
             while True:
                 async with Limit(run, self.clock):
@@ -375,8 +375,8 @@ class Dispatcher:
                 self._release(run, slot, failure)
 
     @staticmethod
-    def _reach(provider: Executor, slot: Slot) -> tuple[str, Channel]:
-        found = slot.instance.channel_for(provider.accepts)
+    def _reach(run: Run, slot: Slot) -> tuple[str, Channel]:
+        found = slot.instance.channel_for(run.request.requirements.accepts)
         if found is None:
             raise InstanceFailure(
                 FailureKind.SERVER_ERROR, f"{slot.instance.endpoint} no longer offers what was asked for", started=False

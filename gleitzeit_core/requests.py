@@ -27,7 +27,7 @@ class Method:
         replayable: Whether it may be tried again on another instance after it may have begun. For a method that
             streams, this holds until its first output.
         streams: Whether it can answer in parts.
-        local: Answered by `Provider.answer` from what is known of the instances, without asking one.
+        local: Answered by `Provider.answer` from what is known of the instances, without a slot on one.
         params: Checks the parameters; None when the provider checks them itself.
     """
 

@@ -1,0 +1,1 @@
+"""The HTTP gateway of Gleitzeit, with the Ollama and OpenAI client APIs."""

@@ -1,0 +1,1 @@
+"""The llm protocol of Gleitzeit and its dialects, ollama and openai."""

@@ -1,0 +1,25 @@
+"""The dialects of the protocol `llm`: how its callers and its instances speak."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from gleitzeit_llm.dialects.base import Dialect
+from gleitzeit_llm.dialects.errors import error_text
+from gleitzeit_llm.dialects.ollama import OllamaClient, OllamaInstance
+from gleitzeit_llm.dialects.openai_client import OpenAIClient
+from gleitzeit_llm.dialects.openai_instance import OpenAIInstance
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DIALECTS: Mapping[str, Dialect] = MappingProxyType(
+    {
+        "ollama": Dialect("ollama", OllamaClient(), OllamaInstance()),
+        "openai": Dialect("openai", OpenAIClient(), OpenAIInstance()),
+    }
+)
+"""By name: of a client API, and of an api that instances offer."""
+
+__all__ = ["DIALECTS", "Dialect", "error_text"]

@@ -1,0 +1,67 @@
+"""What hubs and the provider of `llm` agree on about models.
+
+A model is known by its name; ``name`` and ``name:latest`` are one. An instance that has a model has the capability
+``model:NAME``, is ``warm`` for it while it is in memory, and describes it in ``details["models"][NAME]``: the entry that
+Ollama's ``/api/tags`` would list for it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gleitzeit_core.resources import ResourceInstance
+
+_LATEST = ":latest"
+PREFIX = "model:"
+
+
+def canonical(name: str) -> str:
+    """`name` without ``:latest``."""
+    return name.removesuffix(_LATEST)
+
+
+def capability(name: str) -> str:
+    """The capability of having the model `name`."""
+    return PREFIX + canonical(name)
+
+
+def entries(instance: ResourceInstance) -> Mapping[str, Mapping[str, Any]]:
+    """The models of an instance: their entries by canonical name."""
+    found: Mapping[str, Mapping[str, Any]] = instance.details.get("models", {})
+    return found
+
+
+def own_name(instance: ResourceInstance, name: str) -> str:
+    """What the instance itself calls the model `name`; `name` when it does not say."""
+    entry = entries(instance).get(canonical(name), {})
+    return str(entry.get("model") or entry.get("name") or name)
+
+
+def entry(name: str, **known: Any) -> dict[str, Any]:  # noqa: ANN401 - fields of an Ollama entry
+    """An entry for a model of a server that does not describe its models as Ollama does."""
+    details = {
+        "parent_model": "",
+        "format": "",
+        "family": "",
+        "families": None,
+        "parameter_size": "",
+        "quantization_level": "",
+    }
+    return {
+        "name": name,
+        "model": name,
+        "modified_at": "0001-01-01T00:00:00Z",
+        "size": 0,
+        "digest": "",
+        "details": details,
+        **known,
+    }
+
+
+def names(instances: tuple[ResourceInstance, ...]) -> tuple[str, ...]:
+    """The models of some instances, in order."""
+    found = {c.removeprefix(PREFIX) for i in instances for c in i.capabilities if c.startswith(PREFIX)}
+    return tuple(sorted(found))
