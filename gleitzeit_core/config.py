@@ -11,9 +11,8 @@ from functools import reduce
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import to_jsonable_python
 
-from gleitzeit_core.config_messages import MASK, explain, keys_of, masked, secrets_in, unknown_key
+from gleitzeit_core.config_messages import MASK, explain, keys_of, secrets_in, unknown_key
 from gleitzeit_core.config_reading import (
     ConfigPath,
     PluginsSection,
@@ -28,7 +27,7 @@ from gleitzeit_core.plugin_discovery import describe
 from gleitzeit_core.plugins import CORE_SECTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from gleitzeit_core.plugins import PluginHost
@@ -43,10 +42,8 @@ __all__ = [
     "StoreSection",
     "StrategySection",
     "check_configuration",
-    "configuration_schema",
     "find_configuration",
     "read_configuration",
-    "show_configuration",
 ]
 
 DEFAULT_STORE: Final = "memory"
@@ -59,7 +56,7 @@ _log = logging.getLogger(__name__)
 _N = TypeVar("_N")
 _M = TypeVar("_M", bound=BaseModel)
 _T = TypeVar("_T", HubType, StrategyType, StoreType)
-_WithOptions = HubType | ProviderType | StrategyType | StoreType | SectionType
+WithOptions = HubType | ProviderType | StrategyType | StoreType | SectionType
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,17 +250,18 @@ class _Checker:
 
     def _route(self, value: object, path: ConfigPath) -> RouteSection | None:
         options = self._model(RouteOptions, value, path)
-        if options is None:
-            return None
-        for number, pattern in enumerate(options.methods):
+        body = value if isinstance(value, Mapping) else {}
+        for number, pattern in _texts(body.get("methods")):
             self._pattern(pattern, (*path, "methods", number))
         hubs = self.data.get("hubs")
-        for number, name in enumerate(options.hubs or ()):
+        for number, name in _texts(body.get("hubs")):
             if isinstance(hubs, Mapping) and name not in hubs:
                 self._problem((*path, "hubs", number), f"unknown hub {name!r}", unknown_key(name, hubs))
-        strategy = DEFAULT_STRATEGY if options.strategy is None else options.strategy
+        strategy = DEFAULT_STRATEGY if body.get("strategy") is None else body["strategy"]
         typed = self._typed(strategy, (*path, "strategy"), self.host.strategy_type, key="name")
-        return typed and RouteSection(
+        if options is None or typed is None:
+            return None
+        return RouteSection(
             methods=tuple(options.methods),
             hubs=None if options.hubs is None else tuple(options.hubs),
             strategy=StrategySection(*typed),
@@ -275,7 +273,7 @@ class _Checker:
     def _pattern(self, pattern: str, path: ConfigPath) -> None:
         """A pattern that can never match is a mistake; so is a protocol that nobody speaks."""
         protocol, slash, _ = pattern.partition("/")
-        if not _HAS_GLOB.isdisjoint(protocol):
+        if not pattern or not _HAS_GLOB.isdisjoint(protocol):
             return
         if not slash:
             self._problem(path, f"{pattern!r} matches no method", f"write '{pattern}/*'")
@@ -292,30 +290,28 @@ class _Checker:
         if key == "name" and isinstance(value, str):
             here, value = path, {key: value}
         if not isinstance(value, Mapping | None):
-            self._problem(path, f"must be a mapping with the key {key!r}")
+            or_name = "a name, or " if key == "name" else ""
+            self._problem(path, f"must be {or_name}a mapping with the key {key!r}")
             return None
         body = dict(value or {})
         name = body.pop(key, None)
-        if name is None:
-            self._problem(here, "is missing")
-            return None
         kind = self._find(find, name, here)
         options = None if kind is None else self._options(kind, body, path, key)
         return None if kind is None or options is None else (kind, options)
 
     def _find(self, find: Callable[[str], _N], name: object, path: ConfigPath) -> _N | None:
         """What `name` names."""
-        if not isinstance(name, str):
+        if not isinstance(name, str | None):
             self._problem(path, "must be a name")
             return None
         try:
-            return find(name)
+            return find(name or "")
         except UnknownName as error:
-            have = ", ".join(error.known) or "none"
-            self._problem(path, f"unknown {error.kind} {name!r}; installed: {have}", error.hint)
+            message = f"unknown {error.kind} {name!r}" if name else f"the {error.kind} is missing"
+            self._problem(path, f"{message}; installed: {', '.join(error.known) or 'none'}", error.hint)
             return None
 
-    def _options(self, kind: _WithOptions, value: object, path: ConfigPath, key: str = "") -> BaseModel | None:
+    def _options(self, kind: WithOptions, value: object, path: ConfigPath, key: str = "") -> BaseModel | None:
         """The options of `kind`, checked."""
         try:
             model = self.host.load_options(kind)
@@ -324,7 +320,7 @@ class _Checker:
             return None
         return self._model(model, value, path, key)
 
-    def _optional(self, kind: _WithOptions, value: object, path: ConfigPath) -> BaseModel | None:
+    def _optional(self, kind: WithOptions, value: object, path: ConfigPath) -> BaseModel | None:
         """As `_options`; but where nothing is given, a plugin that is broken is only worth a warning."""
         if value is not None:
             return self._options(kind, value, path)
@@ -376,79 +372,7 @@ class _Checker:
         return [replace(p, message=clean(p.message), suggestion=clean(p.suggestion)) for p in problems]
 
 
-def show_configuration(config: Configuration) -> dict[str, Any]:
-    """The effective values in the canonical form, as plain data, with ``***`` for secrets."""
-
-    def plain(options: BaseModel) -> Any:  # noqa: ANN401 - plain data
-        return masked(to_jsonable_python(options, by_alias=True, fallback=str))
-
-    return {
-        "plugins": plain(config.plugins),
-        "hubs": {name: {"type": hub.type.name, **plain(hub.options)} for name, hub in config.hubs.items()},
-        "providers": {name: plain(provider.options) for name, provider in config.providers.items()},
-        "routes": [
-            {
-                "methods": list(route.methods),
-                "hubs": None if route.hubs is None else list(route.hubs),
-                "strategy": {"name": route.strategy.type.name, **plain(route.strategy.options)},
-                "max_queue": route.max_queue,
-                "timeout_s": route.timeout_s,
-                "max_tries": route.max_tries,
-            }
-            for route in config.routes
-        ],
-        "store": {"type": config.store.type.name, **plain(config.store.options)},
-        **{name: plain(options) for name, options in config.sections.items()},
-    }
-
-
-def configuration_schema(host: PluginHost) -> dict[str, Any]:
-    """The JSON schema of everything that is installed. Plugins whose options cannot be loaded are left out."""
-    definitions: dict[str, Any] = {}
-
-    def of(kind: _WithOptions, place: str, key: str = "") -> Iterator[dict[str, Any]]:
-        try:
-            model = host.load_options(kind)
-            schema = model.model_json_schema(ref_template=f"#/$defs/{place}.{kind.name}.{{model}}")
-        except Exception as error:  # noqa: BLE001 - a plugin may raise anything
-            _log.warning("%s %s is left out of the schema: %s", place, kind.name, describe(error))
-            return
-        for name, definition in schema.pop("$defs", {}).items():
-            definitions[f"{place}.{kind.name}.{name}"] = definition
-        schema["description"] = kind.summary
-        if key:
-            schema["properties"] = {key: {"const": kind.name}, **schema.get("properties", {})}
-            schema["required"] = [key, *schema.get("required", [])]
-        yield schema
-
-    def any_of(kinds: Mapping[str, _T], place: str, key: str = "type") -> list[dict[str, Any]]:
-        return [schema for kind in kinds.values() for schema in of(kind, place, key)]
-
-    def each(kinds: Mapping[str, ProviderType] | Mapping[str, SectionType], place: str) -> dict[str, Any]:
-        return {name: schema for name, kind in kinds.items() for schema in of(kind, place)}
-
-    route = RouteOptions.model_json_schema()
-    route["properties"]["strategy"] = {
-        "anyOf": [{"enum": list(host.strategies)}, *any_of(host.strategies, "strategy", "name")],
-        "default": DEFAULT_STRATEGY,
-    }
-    properties = {
-        "plugins": PluginsSection.model_json_schema(),
-        "hubs": {"type": "object", "additionalProperties": {"anyOf": any_of(host.hubs, "hub")}},
-        "providers": {
-            "type": "object",
-            "properties": each(host.providers, "provider"),
-            "additionalProperties": False,
-        },
-        "routes": {"type": "array", "items": route},
-        "store": {"anyOf": any_of(host.stores, "store"), "default": {"type": DEFAULT_STORE}},
-        **each(host.sections, "section"),
-    }
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "Gleitzeit configuration",
-        "type": "object",
-        "properties": properties,
-        "additionalProperties": False,
-        "$defs": definitions,
-    }
+def _texts(value: object) -> list[tuple[int, str]]:
+    """The texts of a list with their positions; what is no text is reported elsewhere."""
+    items = enumerate(value if isinstance(value, list) else ())
+    return [(number, item) for number, item in items if isinstance(item, str)]

@@ -46,14 +46,14 @@ _SENTENCES: Final = {
     "model_attributes_type": "must be a mapping",
     "model_type": "must be a mapping",
     "set_type": "must be a list",
-    "string_too_short": "must have at least {min_length} characters",
+    "string_too_short": "needs {min_length} or more characters",
     "string_type": "must be text",
-    "too_short": "must have at least {min_length} entries",
+    "too_short": "needs {min_length} or more entries",
     "tuple_type": "must be a list",
     "value_error": "{error}",
 }
 """By the type of pydantic's error, or by its first word."""
-_SHOWN: Final = frozenset({"bool", "enum", "float", "greater", "int", "less", "literal"})
+_SHOWN: Final = frozenset({"bool", "enum", "finite", "float", "greater", "int", "less", "literal"})
 """First words of the errors that may show the value: never text that might be secret in a field of any name."""
 
 
@@ -89,11 +89,7 @@ def masked(value: Any, path: ConfigPath = ()) -> Any:  # noqa: ANN401 - plain da
 
 
 def explain(
-    error: ValidationError,
-    model: type[BaseModel],
-    data: object,
-    path: ConfigPath,
-    place: Callable[[ConfigPath], str],
+    error: ValidationError, model: type[BaseModel], data: object, path: ConfigPath, place: Callable[[ConfigPath], str]
 ) -> list[Problem]:
     """One problem for each mistake.
 
@@ -147,28 +143,31 @@ def _close(key: str | int, known: Iterable[str]) -> list[str]:
     return get_close_matches(str(key), list(known), 1)
 
 
-def _real_path(item: ErrorDetails, data: object) -> ConfigPath:
+def _real_path(item: ErrorDetails, data: Any) -> ConfigPath:  # noqa: ANN401 - any data
     """Without what is pydantic's own, such as the name of a union's branch."""
     path: list[str | int] = []
+    inside = True
     for part in item["loc"]:
         inside = part in data if isinstance(data, Mapping) else isinstance(data, list) and isinstance(part, int)
         if inside:
-            data = data[part]  # type: ignore[index] - by `inside`
+            data = data[part]
             path.append(part)
-    return (*path, item["loc"][-1]) if item["type"] == "missing" else tuple(path)
+    # A key that is not there is named all the same; so is one that a model's own validator put there.
+    named = not inside and item["type"] in ("missing", "extra_forbidden")
+    return (*path, item["loc"][-1]) if named else tuple(path)
 
 
 def _sentence(item: ErrorDetails, path: ConfigPath) -> str:
-    kind, secret = item["type"], is_secret(path)
-    first = kind.partition("_")[0]
-    form = _SENTENCES.get(kind) or _SENTENCES.get(first)
-    if secret and kind not in _SENTENCES:
-        return "is not valid"
-    if form is None:
-        return item["msg"].replace("Input should", "should").replace("Value error, ", "")
-    if kind in ("value_error", "assertion_error") and secret:
-        return "is not valid"
-    text = form.format_map(item.get("ctx", {}))
+    kind, first = item["type"], item["type"].partition("_")[0]
+    secret, form = is_secret(path), _SENTENCES.get(kind) or _SENTENCES.get(first)
+    if secret and (form is None or "{error}" in form):
+        return "is not valid"  # these texts are the model's own, and may quote the value
+    try:
+        text = "" if form is None else form.format_map(item.get("ctx", {}))
+    except KeyError:  # a plugin's own error of the same name
+        text = ""
+    if not text:
+        return item["msg"].replace("Input should", "should")
     if not text.startswith("must be"):
         return text
     return f"{text}, not {_shown(item['input'], hide=secret or first not in _SHOWN)}"

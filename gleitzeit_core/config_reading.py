@@ -21,7 +21,9 @@ FILE_NAME: Final = "gleitzeit.yaml"
 ENVIRONMENT_PREFIX: Final = "GLEITZEIT_"
 PROGRAM_VARIABLES: Final = frozenset(
     {
+        "GLEITZEIT_CI_RUN",
         "GLEITZEIT_CONFIG",
+        "GLEITZEIT_DEBUG",
         "GLEITZEIT_LOG",
         "GLEITZEIT_LOG_FORMAT",
         "GLEITZEIT_LOG_LEVEL",
@@ -93,10 +95,7 @@ def find_configuration(explicit: Path | None, environ: Mapping[str, str]) -> Pat
     Raises:
         ConfigurationError: One that was asked for by `explicit` or the environment is not there.
     """
-    for asked, place in (
-        (explicit, "--config"),
-        (environ.get("GLEITZEIT_CONFIG"), "GLEITZEIT_CONFIG"),
-    ):
+    for asked, place in ((explicit, "--config"), (environ.get("GLEITZEIT_CONFIG"), "GLEITZEIT_CONFIG")):
         if asked:
             path = _expand(str(asked))
             if not _is_file(path):
@@ -109,10 +108,7 @@ def find_configuration(explicit: Path | None, environ: Mapping[str, str]) -> Pat
 
 
 def read_configuration(
-    path: Path | None,
-    *,
-    environ: Mapping[str, str] = os.environ,
-    overrides: Mapping[str, Any] | None = None,
+    path: Path | None, *, environ: Mapping[str, str] = os.environ, overrides: Mapping[str, Any] | None = None
 ) -> RawConfiguration:
     """Read a configuration; the environment goes before the file, and flags before both.
 
@@ -190,7 +186,7 @@ class _Reader:
             return yaml.compose(text, Loader=_Loader)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
-            message = re.sub(r"'[\w!][^']+'", "...", error.problem or message)
+            message = re.sub(r"'[\w!][^']*'", "...", error.problem or message)
             hint = "indent with spaces, not tabs" if r"'\t'" in message else ""
             place = self._line(mark.line) if mark else place
         except yaml.reader.ReaderError as error:
@@ -291,7 +287,7 @@ def _text_of(path: Path) -> str:
             with path.open("rb") as file:
                 content = file.read(MAX_FILE_BYTES + 1)
             if len(content) <= MAX_FILE_BYTES:
-                return content.decode("utf-8-sig")
+                return content.decode("utf-8")
             message = f"larger than {MAX_FILE_BYTES} bytes"
     except UnicodeDecodeError as error:
         message, place = "not UTF-8", f"{path}:{content.count(10, 0, error.start) + 1}"
@@ -339,11 +335,7 @@ def _variable_value(text: str, path: ConfigPath) -> Any:  # noqa: ANN401 - any Y
 
 
 def _merge(
-    data: dict[str, Any],
-    overlay: Mapping[str, Any],
-    places: dict[ConfigPath, str],
-    place: str,
-    path: ConfigPath = (),
+    data: dict[str, Any], overlay: Mapping[str, Any], places: dict[ConfigPath, str], place: str, path: ConfigPath = ()
 ) -> None:
     """Lay `overlay` over `data`: mappings are merged, everything else is replaced."""
     for key, value in overlay.items():

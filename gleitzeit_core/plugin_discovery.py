@@ -12,7 +12,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import importlib_metadata
 from packaging.requirements import InvalidRequirement, Requirement
@@ -75,8 +75,10 @@ def file_plugins(files: Iterable[Path]) -> list[FoundPlugin]:
 
 
 def describe(error: BaseException) -> str:
-    """Any exception in one line of at most 300 characters."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    """Any exception in one line of at most 300 characters; its name alone if even its text cannot be had."""
+    with suppress(Exception):
+        return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return type(error).__name__
 
 
 def core_version() -> str:
@@ -103,7 +105,7 @@ def unmet_requirement(plugin: FoundPlugin, version: str) -> str:
     return ""
 
 
-def _plugins_of(distribution: importlib_metadata.Distribution) -> list[FoundPlugin]:
+def _plugins_of(distribution: Any) -> list[FoundPlugin]:  # noqa: ANN401 - its type changed between releases
     """The plugins of one distribution, which may be broken in any way."""
     try:
         points = distribution.entry_points.select(group=GROUP)
@@ -116,7 +118,7 @@ def _plugins_of(distribution: importlib_metadata.Distribution) -> list[FoundPlug
         return _unreadable(distribution, f"unreadable metadata: {describe(error)}")
 
 
-def _unreadable(distribution: importlib_metadata.Distribution, reason: str) -> list[FoundPlugin]:
+def _unreadable(distribution: Any, reason: str) -> list[FoundPlugin]:  # noqa: ANN401 - as above
     """A plugin that cannot be loaded, if the distribution mentions our group at all."""
     with suppress(Exception):
         if f"[{GROUP}]" in (distribution.read_text("entry_points.txt") or ""):

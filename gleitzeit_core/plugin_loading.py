@@ -10,7 +10,7 @@ import importlib
 import inspect
 import logging
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pluggy
@@ -48,6 +48,7 @@ KINDS: Final[Mapping[type[Descriptor], tuple[str, str]]] = {
 """The word for each kind of descriptor, and the hook that returns it."""
 
 _NAME = r"[a-z][a-z0-9_-]*"
+_FIELD_TYPES: Final[Mapping[str, Any]] = {"str": str, "bool": bool, "int | None": int | None}
 _IMPORT_STRING = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 _log = logging.getLogger(__name__)
@@ -111,13 +112,7 @@ class _Plugin:
         """What became of it."""
         it = self.found
         return PluginRecord(
-            it.name,
-            it.distribution,
-            it.version,
-            self.status,
-            tuple(self.provides),
-            self.reason,
-            it.source,
+            it.name, it.distribution, it.version, self.status, tuple(self.provides), self.reason, it.source
         )
 
 
@@ -132,7 +127,7 @@ class Loader:
         self.manager = _new_manager()
         self.tables: dict[type[Descriptor], dict[str, Any]] = {kind: {} for kind in KINDS}
         self.owners: dict[Descriptor, FoundPlugin] = {}
-        self._disabled = disabled
+        self._disabled = frozenset(disabled)
         self._names: dict[str, FoundPlugin] = {}
         self._hooks = set(_spec_names(self.manager, HookSpecs))
         self._version = core_version()
@@ -194,7 +189,7 @@ class Loader:
     def _checked(self, module: object) -> Iterator[tuple[str, pluggy.HookImpl]]:
         """Its hooks, or a refusal: nobody would ever call one of the wrong name or kind."""
         for name, value in getattr(module, "__dict__", {}).items():
-            if name in self._hooks and inspect.isfunction(value) and not _is_marked(value):
+            if name in self._hooks and inspect.isfunction(value) and not hasattr(value, f"{GROUP}_impl"):
                 raise _RefusedError(f"{name} is not marked with @hookimpl")
         for caller in self.manager.get_hookcallers(module) or ():
             for impl in (i for i in caller.get_hookimpls() if i.plugin is module):
@@ -247,10 +242,6 @@ def _impls(manager: pluggy.PluginManager, hook: str) -> list[pluggy.HookImpl]:
     return caller.get_hookimpls()
 
 
-def _is_marked(function: object) -> bool:
-    return hasattr(function, f"{GROUP}_impl")
-
-
 def _is_async(function: object) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
 
@@ -280,21 +271,17 @@ def _descriptors(hook: str, impl: pluggy.HookImpl) -> Iterator[Descriptor]:
 
 
 def _check(descriptor: Any, word: str) -> None:  # noqa: ANN401 - its fields may hold anything yet
-    """Whether its fields have their form: nothing else would notice before they are used."""
+    """Whether its fields have their types and forms: nothing else would notice before they are used."""
     name = rf"{_NAME}( {_NAME})*" if isinstance(descriptor, CommandType) else _NAME
-    if not isinstance(descriptor.name, str) or not re.fullmatch(name, descriptor.name):
-        raise _RefusedError(f"{word} name {descriptor.name!r} is not of the form {name}")
-    for attribute in ("target", "options", "conformance"):
-        text = getattr(descriptor, attribute, "")
-        optional = attribute == "conformance" or not hasattr(descriptor, attribute)
-        if not (isinstance(text, str) and (_IMPORT_STRING.fullmatch(text) or (optional and not text))):
-            what = f"{word} {descriptor.name!r}: {attribute} {text!r}"
-            raise _RefusedError(f"{what} is not of the form module:Name")
-    texts = (descriptor.summary, getattr(descriptor, "page", ""))
-    if not all(isinstance(text, str) for text in texts):
-        raise _RefusedError(f"{word} {descriptor.name!r}: summary and page must be text")
-    if not isinstance(getattr(descriptor, "auto_rank", None), int | None):
-        raise _RefusedError(f"{word} {descriptor.name!r}: auto_rank must be a number or None")
+    for it in fields(descriptor):
+        value = getattr(descriptor, it.name)
+        if not isinstance(value, _FIELD_TYPES[str(it.type)]):
+            raise _RefusedError(f"{word} {descriptor.name!r}: {it.name} must be {it.type}, not {value!r}")
+        if it.name == "name" and not re.fullmatch(name, value):
+            raise _RefusedError(f"{word} name {value!r} is not of the form {name}")
+        is_import = it.name in ("target", "options") or (it.name == "conformance" and value)
+        if is_import and not _IMPORT_STRING.fullmatch(value):
+            raise _RefusedError(f"{word} {descriptor.name!r}: {it.name} {value!r} is not of the form module:Name")
 
 
 def _conflict(what: str, first: FoundPlugin, second: FoundPlugin) -> str:

@@ -20,14 +20,7 @@ from gleitzeit_core.hookspecs import (
     StrategyType,
 )
 from gleitzeit_core.plugin_discovery import describe, file_plugins, installed_plugins
-from gleitzeit_core.plugin_loading import (
-    CORE_SECTIONS,
-    KINDS,
-    Loader,
-    PluginRecord,
-    Status,
-    import_string,
-)
+from gleitzeit_core.plugin_loading import CORE_SECTIONS, KINDS, Loader, PluginRecord, Status, import_string
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -50,6 +43,8 @@ WELL_KNOWN: Mapping[tuple[str, str], tuple[str, ...]] = {
 """Folders in this repository, by (kind, name): the plugin that has it, then what that needs."""
 
 _log = logging.getLogger(__name__)
+_WithTarget = HubType | ProviderType | StrategyType | StoreType | CommandType
+_WithOptions = HubType | ProviderType | StrategyType | StoreType | SectionType
 _D = TypeVar("_D", bound=Descriptor)
 
 
@@ -86,11 +81,7 @@ class PluginHost:
 
     @classmethod
     def load(
-        cls,
-        *,
-        disabled: Collection[str] = (),
-        files: Sequence[Path] = (),
-        needed: Collection[str] = (),
+        cls, *, disabled: Collection[str] = (), files: Sequence[Path] = (), needed: Collection[str] = ()
     ) -> PluginHost:
         """Find and load all plugins.
 
@@ -102,7 +93,7 @@ class PluginHost:
         Raises:
             PluginError: One of `needed` is missing or broken.
         """
-        loader = Loader(frozenset(disabled))
+        loader = Loader(disabled)
         host = cls(loader, loader.load([*installed_plugins(), *file_plugins(files)]))
         known = {name for r in host.records for name in (r.name, r.distribution)}
         host.unknown_disabled = tuple(name for name in disabled if name not in known)
@@ -133,9 +124,8 @@ class PluginHost:
             name: The name that nothing answers to.
         """
         wanted = name
-        if (kind, name) not in WELL_KNOWN:
-            known = [n for k, n in WELL_KNOWN if k == kind and n not in self._tables[kind]]
-            wanted = next(iter(get_close_matches(name, known, 1)), name)
+        if not nearest(name, self._tables[kind]):  # an installed name that is near is the better answer
+            wanted = next(iter(get_close_matches(name, [n for k, n in WELL_KNOWN if k == kind], 1, 0.7)), name)
         folders = WELL_KNOWN.get((kind, wanted), ())
         likely = {wanted, f"gleitzeit-{wanted}", *(f.split("/")[1] for f in folders[:1])}
         for it in self.records:
@@ -144,7 +134,7 @@ class PluginHost:
         paths = " ".join(f"./{folder}" for folder in folders)
         return f"{wanted!r} comes with pip install {paths} from a checkout of Gleitzeit" if paths else ""
 
-    def load_target(self, descriptor: HubType | ProviderType | StrategyType | StoreType | CommandType) -> Any:  # noqa: ANN401 - a hub's class, a provider's class, a click command, ...
+    def load_target(self, descriptor: _WithTarget) -> Any:  # noqa: ANN401 - a class of any kind, or a command
         """Import what `descriptor` stands for: a class, or a click command.
 
         Raises:
@@ -155,9 +145,7 @@ class PluginHost:
             raise self._unusable(descriptor, descriptor.target, "not a class")
         return target
 
-    def load_options(
-        self, descriptor: HubType | ProviderType | StrategyType | StoreType | SectionType
-    ) -> type[BaseModel]:
+    def load_options(self, descriptor: _WithOptions) -> type[BaseModel]:
         """Import the options of `descriptor`.
 
         Raises:
@@ -174,7 +162,7 @@ class PluginHost:
         Raises:
             PluginError: Some are missing or broken; names them all, each with the reason.
         """
-        states = {it.name: f"{it.status}: {it.reason}" for it in reversed(self.records)}
+        states = {it.name: f"{it.status}: {it.reason}" for it in self.records}
         states |= {it.name: "ok" for it in self.records if it.status == "ok"}
         bad = [f"{n} is {states.get(n, 'not installed')}" for n in names if states.get(n) != "ok"]
         if bad:

@@ -6,22 +6,24 @@ import asyncio
 import logging
 import signal
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import uvloop
 
-from gleitzeit_core.errors import ConfigurationError, GleitzeitError
-from gleitzeit_core.manager import ResourceManager
+from gleitzeit_core.cli.context import pass_invocation
+from gleitzeit_core.errors import GleitzeitError, PluginError
 from gleitzeit_core.pool import State
+from gleitzeit_gateway.options import GatewayOptions
 from gleitzeit_gateway.server import Gateway
 from gleitzeit_llm import models
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gleitzeit_gateway.options import GatewayOptions
+    from gleitzeit_core.cli.context import Invocation
+    from gleitzeit_core.manager import ResourceManager
+
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +31,6 @@ _INTERRUPTED = 130
 
 
 @click.command()
-@click.option("--config", type=click.Path(path_type=Path), help="Configuration file; see 'gleitzeit init'.")
 @click.option("--host", help="Where to listen; beyond loopback only with keys.  [default: 127.0.0.1]")
 @click.option("--port", type=click.IntRange(0, 65535), help="0 takes any free port.  [default: 8484]")
 @click.option(
@@ -44,10 +45,8 @@ _INTERRUPTED = 130
 @click.option("--grace", "grace_s", type=click.FloatRange(0), help="Seconds running answers may take at shutdown.")
 @click.option("--access-log/--no-access-log", default=None, help="One line per request on standard error.")
 @click.option("-v", "--verbose", is_flag=True, help="Say more on standard error.")
-@click.pass_context
-def serve(
-    context: click.Context, /, config: Path | None, instances: Sequence[str], *, verbose: bool, **flags: Any
-) -> None:
+@pass_invocation
+def serve(invocation: Invocation, /, instances: Sequence[str], *, verbose: bool, **flags: Any) -> None:  # noqa: ANN401 - click's values
     r"""Run the gateway: one address for everything in the pool.
 
     Without a configuration it looks for Ollama (OLLAMA_HOST, then loopback ports 11434-11439) and pools what it finds;
@@ -61,20 +60,8 @@ def serve(
       gleitzeit serve --config gleitzeit.yaml
     """
     _set_up_logging(verbose=verbose)
-    path = config or (context.obj or {}).get("config") if isinstance(context.obj, dict | None) else config
-    try:
-        manager = ResourceManager.from_config(path, overrides=_overrides(instances, flags))
-        status = uvloop.run(_serve(manager))
-    except ConfigurationError as error:
-        click.echo(f"Error: {error.message}", err=True)
-        sys.exit(2)
-    except GleitzeitError as error:
-        click.echo(f"Error: {error.message}", err=True)
-        sys.exit(1)
-    except OSError as error:
-        click.echo(f"Error: cannot listen: {error.strerror or error}", err=True)
-        sys.exit(1)
-    sys.exit(status)
+    manager = invocation.manager(_overrides(instances, flags))
+    raise click.exceptions.Exit(uvloop.run(_serve(manager)))
 
 
 def _overrides(instances: Sequence[str], flags: dict[str, Any]) -> dict[str, Any]:
@@ -103,6 +90,12 @@ def _set_up_logging(*, verbose: bool) -> None:
     logging.getLogger("gleitzeit_core").setLevel(logging.INFO if verbose else logging.WARNING)
 
 
+class GatewayError(GleitzeitError):
+    """The gateway cannot run."""
+
+    code = "gateway"
+
+
 class _Stop:
     """Signals: the first asks to drain, the second to stop now."""
 
@@ -124,23 +117,31 @@ class _Stop:
 
 async def _serve(manager: ResourceManager) -> int:
     stop = _Stop()
-    manager.host.warn()
+    options = _options(manager)
     starting = asyncio.ensure_future(manager.__aenter__())
     if not await _unless(stop.asked, starting):
         return stop.status
-    options: GatewayOptions = manager.config.sections["gateway"]  # type: ignore[assignment]  # checked against it
     gateway = Gateway(manager, options)
     try:
-        await gateway.start()
+        try:
+            await gateway.start()
+        except OSError as error:
+            raise GatewayError(f"cannot listen on {gateway.url}: {error.strerror or error}") from error
         _greet(manager, gateway)
         await stop.asked.wait()
         click.echo(f"draining: running answers have {options.grace_s:g} s; once more to stop now", err=True)
-        draining = asyncio.ensure_future(gateway.aclose())
-        if not await _unless(stop.insisted, draining):
+        if not await _unless(stop.insisted, asyncio.ensure_future(gateway.aclose())):
             stop.status = _INTERRUPTED
     finally:
         await manager.aclose()
     return stop.status
+
+
+def _options(manager: ResourceManager) -> GatewayOptions:
+    found = manager.config.sections.get("gateway")
+    if not isinstance(found, GatewayOptions):
+        raise PluginError("the plugin 'gateway' is disabled or broken: see 'gleitzeit plugins'")
+    return found
 
 
 async def _unless(event: asyncio.Event, work: asyncio.Future[Any]) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 from gleitzeit_core.errors import FailureKind, InstanceFailure
 from gleitzeit_llm.dialects import error_text
 
@@ -22,7 +23,7 @@ _ENDS: Final[Mapping[str, re.Pattern[bytes]]] = {
     "openai": re.compile(rb"\r\n\r\n|\n\n|\r\r"),
 }
 _FINAL: Final[Mapping[str, re.Pattern[bytes]]] = {
-    "ollama": re.compile(rb'"done"\s*:\s*true'),
+    "ollama": re.compile(rb'[^\n]*"done"\s*:\s*true[^\n]*'),
     "openai": re.compile(rb"(?:^|[\r\n])data: ?\[DONE\]"),
 }
 _ERROR: Final[Mapping[str, re.Pattern[bytes]]] = {
@@ -76,6 +77,20 @@ class PassThrough:
         error = self._error.search(whole) if b'"error"' in whole else None
         if error is not None:
             raise InstanceFailure(FailureKind.SERVER_ERROR, error_text(200, error.group(1)))
-        if not self.finished and self._final.search(whole):
-            self.finished = True
+        if not self.finished:
+            self.finished = any(_is_final(line.group()) for line in self._final.finditer(whole))
         return whole
+
+
+def _is_final(line: bytes) -> bool:
+    """Whether a line that looks final is so: a tool call may have an argument called ``done``."""
+    if not line.startswith(b"{"):
+        return True
+    try:
+        return msgspec.json.decode(line, type=_Part).done
+    except msgspec.MsgspecError:
+        return False
+
+
+class _Part(msgspec.Struct):
+    done: bool = False

@@ -11,6 +11,8 @@ import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import msgspec
+
 from gleitzeit_core.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -22,6 +24,9 @@ EMBED = "llm/embed"
 
 Json: TypeAlias = dict[str, Any]
 """A JSON object. What is inside is checked where it is read."""
+
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not the JSON it was told to expect."""
 
 _INPUT_OF = {CHAT: "messages", GENERATE: "prompt", EMBED: "input"}
 
@@ -48,9 +53,30 @@ class UpstreamError(Exception):
         self.reported = reported
 
 
+def write_json(value: object, what: str) -> bytes:
+    """Compact JSON.
+
+    Args:
+        value: What a caller of the library may have put together.
+        what: What to call it in an error.
+
+    Raises:
+        InvalidRequest: It has something in it that JSON has no form for.
+    """
+    try:
+        return msgspec.json.encode(value)
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
+        raise InvalidRequest(f"{what} cannot be written as JSON: {error}") from None
+
+
+def utc_now() -> datetime:
+    """The time now, in UTC."""
+    return datetime.now(UTC)
+
+
 def timestamp(now: datetime) -> str:
     """`created_at`: RFC 3339 in UTC with a `Z`. `now` must know its time zone."""
-    return now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return now.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def unix_time(created_at: object, default: datetime) -> int:

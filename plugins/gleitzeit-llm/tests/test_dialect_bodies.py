@@ -96,6 +96,13 @@ def test_refusals_use_ollamas_words(body: bytes, text: str) -> None:
         assert caught.value.message == text
 
 
+def test_no_depth_escapes() -> None:
+    """However deep a broken body is nested, two decoders with different limits look at it, and there is a sentence."""
+    for depth in range(1, 1200):
+        with pytest.raises(InvalidRequest, match=r"exceeded max depth|looking for beginning of value"):
+            OLLAMA.peek(CHAT, b'{"x":' + b"[" * depth + b"?")
+
+
 def test_text_that_is_not_utf8_is_refused_where_it_is_read() -> None:
     """A field that `peek` skips is still read by `parse`."""
     body = b'{"model":"m","x":"\xff"}'

@@ -143,6 +143,18 @@ def test_malformed_requests_are_refused(method: str, fields: dict[str, Any], par
     assert caught.value.param == param
 
 
+@pytest.mark.parametrize("value", [object(), "\ud800", {1, object()}])
+def test_what_json_cannot_hold_is_refused(value: object) -> None:
+    """A caller of the library may pass anything; the error says so before anything is sent."""
+    tools = [{"type": "function", "function": {"name": "f", "parameters": value}}]
+    upstream = INSTANCE.encode(CHAT, {"model": "m", "messages": HI, "tools": tools})
+    with pytest.raises(InvalidRequest, match="the request cannot be written as JSON"):
+        upstream.body()
+    calls = [{"function": {"name": "f", "arguments": {"a": value}}}]
+    with pytest.raises(InvalidRequest, match=r"'messages\[0\].*arguments' cannot be written as JSON"):
+        INSTANCE.encode(CHAT, {"model": "m", "messages": [{"role": "assistant", "tool_calls": calls}]})
+
+
 @pytest.mark.parametrize("method", [CHAT, GENERATE, EMBED])
 def test_a_request_names_its_model(method: str) -> None:
     """Without one nothing is sent."""

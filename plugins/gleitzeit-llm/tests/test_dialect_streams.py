@@ -70,7 +70,7 @@ CUTS = st.lists(st.integers(0, 10_000), max_size=12)
     ],
 )
 def test_cuts_do_not_change_the_parts_of_openai(recorded: Callable[[str], Any], name: str) -> None:
-    """llama.cpp's recorded streams give the same parts, cut anywhere (inside an É, a CRLF, a number), with any line end."""
+    """Recorded streams give the same parts, cut anywhere (inside an É, a CRLF, a number), with any line end."""
     data = recorded(f"llamacpp/{name}").body
     whole = _chat(data)
 

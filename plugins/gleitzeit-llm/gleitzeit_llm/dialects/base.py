@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-import msgspec
+from gleitzeit_llm.protocol import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -82,8 +82,12 @@ class Upstream:
     payload: Json
 
     def body(self) -> bytes:
-        """The payload as compact JSON."""
-        return msgspec.json.encode(self.payload)
+        """The payload as compact JSON.
+
+        Raises:
+            InvalidRequest: A parameter has no form in JSON.
+        """
+        return write_json(self.payload, "the request")
 
 
 class StreamEncoder(Protocol):

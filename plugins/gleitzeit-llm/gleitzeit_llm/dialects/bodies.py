@@ -13,6 +13,7 @@ import msgspec
 
 from gleitzeit_core.errors import InvalidRequest
 from gleitzeit_llm.dialects.base import Peek
+from gleitzeit_llm.protocol import UNREADABLE
 
 if TYPE_CHECKING:
     from gleitzeit_llm.dialects.base import Endpoint
@@ -62,7 +63,7 @@ def peek(endpoint: Endpoint, body: bytes) -> Peek:
     """
     try:
         face = _FACE.decode(body)
-    except (ValueError, RecursionError) as error:
+    except UNREADABLE as error:
         _refuse(endpoint, body, error)
     if not face.model:
         raise InvalidRequest("model is required", param="model")
@@ -78,7 +79,7 @@ def read_object(endpoint: Endpoint, body: bytes) -> Json:
     peek(endpoint, body)
     try:
         return _OBJECT.decode(body)
-    except (ValueError, RecursionError) as error:
+    except UNREADABLE as error:
         _refuse(endpoint, body, error)
 
 

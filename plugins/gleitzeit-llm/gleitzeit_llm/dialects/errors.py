@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+from gleitzeit_llm.protocol import UNREADABLE
+
 MAX_CHARACTERS = 500
 """How much of an error text is kept; a whole HTML page helps nobody."""
 
@@ -26,7 +28,7 @@ def error_text(status: int, body: bytes) -> str:
     """
     try:
         found = message_of(_ANY.decode(body))
-    except (ValueError, RecursionError):
+    except UNREADABLE:
         found = _plain(body)
     return found[:MAX_CHARACTERS] or _status_text(status)
 

@@ -10,7 +10,7 @@ from gleitzeit_core.errors import InvalidRequest
 from gleitzeit_llm.dialects import images, values
 from gleitzeit_llm.dialects.fields import ignored, mapped, refused, table, together, translate
 from gleitzeit_llm.dialects.fields_from_openai import TARGET
-from gleitzeit_llm.protocol import is_absent
+from gleitzeit_llm.protocol import UNREADABLE, is_absent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -173,7 +173,7 @@ def arguments(value: object, param: str) -> Json:
     if isinstance(value, str):
         try:
             value = msgspec.json.decode(value) if value.strip() else {}
-        except (ValueError, RecursionError):
+        except UNREADABLE:
             raise InvalidRequest("invalid tool call arguments", param=param) from None
     if value is None:
         return {}

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from gleitzeit_core.errors import InvalidRequest
 from gleitzeit_llm.dialects import images, values
 from gleitzeit_llm.dialects.fields import ignored, mapped, table, together, translate
 from gleitzeit_llm.dialects.fields_to_openai import TARGET
-from gleitzeit_llm.protocol import is_absent
+from gleitzeit_llm.protocol import is_absent, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -140,7 +138,7 @@ def _call(call: Mapping[str, Any], at: str, calls: _OpenCalls) -> Json:
     translate(FUNCTION, given, function, f"{at}function.")
     name = values.text(function.get("name"), f"{at}function.name")
     arguments = values.mapping(given.get("arguments") or {}, f"{at}function.arguments")
-    function["arguments"] = msgspec.json.encode(arguments).decode()
+    function["arguments"] = write_json(arguments, f"'{at}function.arguments'").decode()
     out["id"] = calls.add(_text_or_none(call, "id", at), name)
     out["function"] = function
     return out

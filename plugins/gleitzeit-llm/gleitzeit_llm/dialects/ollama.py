@@ -12,7 +12,7 @@ from gleitzeit_llm.dialects import bodies
 from gleitzeit_llm.dialects.base import Endpoint, Parsed, Peek, Upstream
 from gleitzeit_llm.dialects.errors import message_of, shown
 from gleitzeit_llm.dialects.lines import LineBuffer
-from gleitzeit_llm.protocol import CHAT, EMBED, GENERATE, Json, UpstreamError, model_of
+from gleitzeit_llm.protocol import CHAT, EMBED, GENERATE, UNREADABLE, Json, UpstreamError, model_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -168,7 +168,7 @@ def _read(data: bytes) -> Json:
     """An object that is not an error."""
     try:
         found = _ANY.decode(data)
-    except (ValueError, RecursionError):
+    except UNREADABLE:
         found = None
     if not isinstance(found, dict):
         raise UpstreamError(f"the instance sent no JSON object but {shown(data)}")

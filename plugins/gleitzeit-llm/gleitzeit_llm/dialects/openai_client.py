@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +16,11 @@ from gleitzeit_llm.dialects.fields import translate
 from gleitzeit_llm.dialects.messages_from_openai import from_openai
 from gleitzeit_llm.dialects.openai_answers import Answers, embedding_list
 from gleitzeit_llm.dialects.openai_encoder import SseEncoder, error_object
-from gleitzeit_llm.protocol import CHAT, EMBED, GENERATE, Json, is_absent, unix_time
+from gleitzeit_llm.protocol import CHAT, EMBED, GENERATE, Json, is_absent, unix_time, utc_now
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from datetime import datetime
 
     from gleitzeit_llm.dialects.base import StreamEncoder
 
@@ -32,11 +32,6 @@ _ENDPOINTS = (
 )
 # What an absent field means in OpenAI's API, where Ollama would take the model's own settings.
 _DEFAULTS = {"temperature": 1.0, "top_p": 1.0}
-
-
-def utc_now() -> datetime:
-    """The time now, in UTC."""
-    return datetime.now(UTC)
 
 
 def random_id() -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from gleitzeit_core.errors import InvalidRequest
@@ -16,21 +15,28 @@ from gleitzeit_llm.dialects.messages_to_openai import to_openai, user_message
 from gleitzeit_llm.dialects.openai_stream import OpenAIStream, done_reason
 from gleitzeit_llm.dialects.openai_wire import Vector, read_answer, read_vectors
 from gleitzeit_llm.dialects.tool_calls import ToolCalls
-from gleitzeit_llm.protocol import CHAT, EMBED, GENERATE, Json, UpstreamError, final, is_absent, model_of, timestamp
+from gleitzeit_llm.protocol import (
+    CHAT,
+    EMBED,
+    GENERATE,
+    Json,
+    UpstreamError,
+    final,
+    is_absent,
+    model_of,
+    timestamp,
+    utc_now,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from datetime import datetime
 
     from gleitzeit_llm.dialects.base import StreamDecoder
 
 _CHAT_PATH = "/v1/chat/completions"
 _COMPLETIONS_PATH = "/v1/completions"
 _EMBEDDINGS_PATH = "/v1/embeddings"
-
-
-def utc_now() -> datetime:
-    """The time now, in UTC."""
-    return datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True)

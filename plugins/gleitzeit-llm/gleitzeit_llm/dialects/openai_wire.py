@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from gleitzeit_llm.dialects.errors import message_of, shown
-from gleitzeit_llm.protocol import UpstreamError
+from gleitzeit_llm.protocol import UNREADABLE, UpstreamError
 
 
 class Function(msgspec.Struct):
@@ -142,7 +142,7 @@ def read_vectors(data: bytes) -> Vectors:
 def _read(decoder: msgspec.json.Decoder[_Found], data: bytes) -> _Found:
     try:
         found = decoder.decode(data)
-    except (ValueError, RecursionError):
+    except UNREADABLE:
         raise _no_answer(data) from None
     if found.error is not None or found.object == "error":
         text = message_of(found.error) or message_of(found.message)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from gleitzeit_llm.protocol import Json, UpstreamError
+from gleitzeit_llm.protocol import UNREADABLE, Json, UpstreamError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -52,7 +52,7 @@ class _Call:
         text = "".join(self.pieces)
         try:
             found = msgspec.json.decode(text) if text.strip() else {}
-        except (ValueError, RecursionError):
+        except UNREADABLE:
             return None
         return found if isinstance(found, dict) else None
 

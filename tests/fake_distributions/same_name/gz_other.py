@@ -1,0 +1,1 @@
+"""A plugin of the same name as another's."""
