@@ -1,0 +1,1 @@
+"""Ollama servers as Gleitzeit instances: configured, discovered or static."""

@@ -1,0 +1,151 @@
+"""The documentation is held to the code: options, hooks and commands stand in it, its examples run, its links lead somewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from gleitzeit_core.config import RouteOptions
+from gleitzeit_core.config_reading import PluginsSection
+from gleitzeit_core.hookspecs import HookSpecs
+from gleitzeit_core.hub import HubOptions, ResourceHub
+from gleitzeit_core.manager import ResourceManager
+from gleitzeit_core.plugins import PluginHost
+from gleitzeit_core.strategies.base import Strategy
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md"), *ROOT.glob("*/gleitzeit-*/README.md")])
+CONFIGURATION = (ROOT / "docs/configuration.md").read_text()
+AUTHORS = (ROOT / "docs/writing-a-plugin.md").read_text()
+
+
+def options_of_hubs() -> list[tuple[str, str]]:
+    """(hub type, option) for all that are installed, the common ones left out."""
+    host = PluginHost.load()
+    return [
+        (kind.name, option)
+        for kind in host.hubs.values()
+        for option in host.load_options(kind).model_fields
+        if option not in HubOptions.model_fields
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    """Every link to a file of this repository names one that is there."""
+    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("model", [HubOptions, RouteOptions, PluginsSection], ids=lambda model: model.__name__)
+def test_options_of_the_core_are_documented(model: type[BaseModel]) -> None:
+    """Each option of the core stands in the page about configuration."""
+    for option in model.model_fields:
+        assert f"`{option}`" in CONFIGURATION, option
+
+
+def test_options_of_sections_and_providers_are_documented() -> None:
+    """So does each option of a section or a provider that a plugin brings."""
+    host = PluginHost.load()
+    for kind in host.sections.values():
+        for option in host.load_options(kind).model_fields:
+            assert f"`{option}`" in CONFIGURATION, f"{kind.name}.{option}"
+    for provider in host.providers.values():
+        for option in host.load_options(provider).model_fields:
+            assert f"`{provider.name}.{option}`" in CONFIGURATION
+
+
+@pytest.mark.parametrize(("kind", "option"), options_of_hubs())
+def test_options_of_a_hub_are_documented_in_its_readme(kind: str, option: str) -> None:
+    """Each option of a hub type stands in the README of its plugin."""
+    readme = next(ROOT.glob(f"*/gleitzeit-{kind}/README.md")).read_text()
+    assert f"`{option}`" in readme
+
+
+@pytest.mark.parametrize("hook", [name for name in vars(HookSpecs) if name.startswith("gleitzeit_")])
+def test_hooks_are_documented(hook: str) -> None:
+    """Each hook stands in the page for authors."""
+    assert f"`{hook}`" in AUTHORS
+
+
+@pytest.mark.parametrize("method", ["open", "discover", "check", "offer", "scale", "recycle", "retire", "close"])
+def test_methods_of_a_hub_are_documented(method: str) -> None:
+    """Each method an author of a hub may write stands there, and is one."""
+    assert f"`{method}(" in AUTHORS
+    assert hasattr(ResourceHub, method)
+
+
+def test_methods_of_a_strategy_are_documented() -> None:
+    """So do those of a strategy."""
+    for method in ("pick", "started", "finished"):
+        assert f"`{method}" in AUTHORS
+        assert hasattr(Strategy, method)
+
+
+def test_strategies_hubs_and_providers_stand_in_the_readme() -> None:
+    """The tables of the README are complete."""
+    host, readme = PluginHost.load(), (ROOT / "README.md").read_text()
+    for name in (*host.hubs, *host.providers, *host.strategies):
+        assert f"| `{name}`" in readme, name
+
+
+def test_yaml_of_the_configuration_page_is_a_configuration(tmp_path: Path) -> None:
+    """The long example is right, whole, once its plugin is there."""
+    example = re.findall(r"```yaml\n(.*?)```", CONFIGURATION, re.DOTALL)[0]
+    (tmp_path / "my_hub.py").write_text('"""Nothing."""\n')
+    (tmp_path / "gleitzeit.yaml").write_text(example)
+    manager = ResourceManager.from_config(tmp_path / "gleitzeit.yaml")
+    assert set(manager.config.hubs) == {"lan"}
+
+
+def test_library_example_of_the_readme_runs(tmp_path: Path) -> None:
+    """The ten lines talk to a model, on a machine where nothing is configured."""
+    code = re.findall(r"<!-- run: library -->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
+    done = subprocess.run(  # noqa: S603 - our own example
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OLLAMA_HOST": "127.0.0.1:9"},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert not done.stderr
+
+
+async def test_example_hub_finds_servers_as_they_are_listed(tmp_path: Path) -> None:
+    """The hub of the page for authors publishes what its file lists, and knows which of them answer."""
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    up = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    down = "http://127.0.0.1:9"
+    shutil.copy(ROOT / "docs/examples/inventory_hub.py", tmp_path)
+    (tmp_path / "servers.txt").write_text(f"# ours\n{up}/\n\n{down}\n")
+    (tmp_path / "gleitzeit.yaml").write_text(
+        "plugins: {files: [./inventory_hub.py]}\n"
+        f"hubs: {{lab: {{type: inventory, file: {tmp_path}/servers.txt, model: tiny}}}}\n"
+    )
+    async with server, ResourceManager.from_config(tmp_path / "gleitzeit.yaml") as manager:
+        states = {report.instance.endpoint: str(report.state) for report in manager.instances()}
+        assert states == {up: "ready", down: "down"}
+        assert manager.instances()[0].instance.capabilities == {"model:tiny"}
+
+
+async def test_example_provider_counts(tmp_path: Path) -> None:
+    """The provider of the page for authors works, by name from a configuration."""
+    shutil.copy(ROOT / "docs/examples/counter_provider.py", tmp_path)
+    (tmp_path / "gleitzeit.yaml").write_text("plugins: {files: [./counter_provider.py]}\nhubs: {}\n")
+    async with ResourceManager.from_config(tmp_path / "gleitzeit.yaml") as manager:
+        assert await manager.execute("words/count", {"text": "a b c"}) == 3
+        processes = [report.instance.handle for report in manager.instances()]
+    assert [process.returncode is not None for process in processes] == [True]
