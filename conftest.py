@@ -1,0 +1,40 @@
+"""What every test folder shares: with GLEITZEIT_REQUIRE_ALL=1 nothing may be left out."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+REQUIRE_ALL = os.environ.get("GLEITZEIT_REQUIRE_ALL", "") not in {"", "0"}
+
+
+def _forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Turn a skip into a failure; an expected failure is reported as a skip too, and stays."""
+    if report.outcome != "skipped" or hasattr(report, "wasxfail"):
+        return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    report.outcome = "failed"
+    report.longrepr = f"{reason}\nGLEITZEIT_REQUIRE_ALL is set: a skipped test is a failure"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Forbid skips of single tests."""
+    report = yield
+    if REQUIRE_ALL:
+        _forbid_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Forbid skips of whole files, as `pytest.importorskip` does."""
+    report = yield
+    if REQUIRE_ALL:
+        _forbid_skip(report)
+    return report

