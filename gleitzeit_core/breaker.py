@@ -64,63 +64,57 @@ class CircuitBreaker:
 
     def __init__(self, policy: BreakerPolicy, *, clock: Clock, random: Random) -> None:
         self._policy, self._clock, self._random = policy, clock, random
-        self._state = BreakerState.CLOSED
-        self._epoch = 0
+        # As of the last event; `tick` first to let time count.
+        self.state = BreakerState.CLOSED
+        self._starts = 0
+        self._stale = 0
         self._failures = 0
         self._opened_in_a_row = 0
         self._until = 0.0
-        self._permits: list[float] = []
+        self._permits: dict[int, float] = {}
 
     def __repr__(self) -> str:
         """State and counts."""
-        return f"<CircuitBreaker {self._state.value}, {self._failures} failures, opened {self._opened_in_a_row} times>"
-
-    @property
-    def state(self) -> BreakerState:
-        """As of the last event; `tick` first to let time count."""
-        return self._state
+        return f"<CircuitBreaker {self.state.value}, {self._failures} failures, opened {self._opened_in_a_row} times>"
 
     @property
     def until(self) -> float | None:
         """When it half opens, on the monotonic clock; None unless open."""
-        return self._until if self._state is BreakerState.OPEN else None
+        return self._until if self.state is BreakerState.OPEN else None
 
     @property
     def room(self) -> int | None:
         """Tries it lets through now; None for no limit."""
-        if self._state is BreakerState.CLOSED:
+        if self.state is BreakerState.CLOSED:
             return None
-        return self._policy.permits - len(self._permits) if self._state is BreakerState.HALF_OPEN else 0
+        return self._policy.permits - len(self._permits) if self.state is BreakerState.HALF_OPEN else 0
 
     def next_change(self) -> float | None:
         """When `tick` has something to do, on the monotonic clock; None when only events matter."""
-        if self._state is BreakerState.OPEN:
-            return self._until
-        return min(self._permits, default=None)
+        return self.until if self.state is BreakerState.OPEN else min(self._permits.values(), default=None)
 
     def tick(self) -> bool:
-        """Let time count: half open when it is time, forget expired permits. True when anything changed."""
+        """Let time count: half open when it is time, forget expired permits. True when the state changed."""
         now = self._clock.monotonic()
-        if self._state is BreakerState.OPEN and now >= self._until:
+        if self.state is BreakerState.OPEN and now >= self._until:
             self._enter(BreakerState.HALF_OPEN)
             return True
-        held = [expiry for expiry in self._permits if expiry > now]
-        changed = len(held) != len(self._permits)
-        self._permits = held
-        return changed
+        self._permits = {token: expiry for token, expiry in self._permits.items() if expiry > now}
+        return False
 
     def start(self) -> int:
         """A try begins. Returns the token for `success`, `failure` or `neutral`."""
-        if self._state is BreakerState.HALF_OPEN:
-            self._permits.append(self._clock.monotonic() + self._policy.permit_s)
-        return self._epoch
+        self._starts += 1
+        if self.state is BreakerState.HALF_OPEN:
+            self._permits[self._starts] = self._clock.monotonic() + self._policy.permit_s
+        return self._starts
 
     def success(self, token: int) -> bool:
-        """The try gave output. True when this closed the breaker."""
-        if token != self._epoch:
+        """The try gave output. True when this closed the breaker, be it half open or open for lack of others."""
+        if token <= self._stale:
             return False
         self._failures = 0
-        if self._state is not BreakerState.HALF_OPEN:
+        if self.state is BreakerState.CLOSED:
             return False
         self._opened_in_a_row = 0
         self._enter(BreakerState.CLOSED)
@@ -128,28 +122,27 @@ class CircuitBreaker:
 
     def failure(self, token: int) -> bool:
         """The try failed. True when this opened the breaker."""
-        if token != self._epoch or self._state is BreakerState.OPEN:
+        if token <= self._stale or self.state is BreakerState.OPEN:
             return False
         self._failures += 1
-        if self._state is BreakerState.CLOSED and self._failures < self._policy.failures:
+        if self.state is BreakerState.CLOSED and self._failures < self._policy.failures:
             return False
         self.trip()
         return True
 
     def neutral(self, token: int) -> None:
         """The try said nothing about the instance: its caller left, or asked for something impossible."""
-        if token == self._epoch and self._permits:
-            self._permits.pop(0)
+        self._permits.pop(token, None)
 
     def trip(self) -> None:
         """Open now, whatever was counted; for twice as long as the last time."""
-        base = min(self._policy.open_s * 2.0**self._opened_in_a_row, self._policy.open_max_s)
+        base = min(self._policy.open_s * 2.0 ** min(self._opened_in_a_row, 64), self._policy.open_max_s)
         self._until = self._clock.monotonic() + base * (1 + self._policy.jitter * self._random.random())
         self._opened_in_a_row += 1
         self._enter(BreakerState.OPEN)
 
     def _enter(self, state: BreakerState) -> None:
-        self._state = state
-        self._epoch += 1
+        self.state = state
+        self._stale = self._starts
         self._failures = 0
         self._permits.clear()

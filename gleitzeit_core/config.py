@@ -7,8 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from functools import reduce
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -32,64 +31,38 @@ if TYPE_CHECKING:
 
     from gleitzeit_core.plugins import PluginHost
 
-__all__ = [
-    "Configuration",
-    "HubSection",
-    "PluginsSection",
-    "ProviderSection",
-    "RawConfiguration",
-    "RouteSection",
-    "StoreSection",
-    "StrategySection",
-    "check_configuration",
-    "find_configuration",
-    "read_configuration",
-]
+__all__ = ["Configuration", "PluginsSection", "check_configuration", "find_configuration", "read_configuration"]
 
 DEFAULT_STORE: Final = "memory"
 DEFAULT_STRATEGY: Final = "least_loaded"
 _CATCH_ALL: Final = {"methods": ["*"]}
 _HUB_NAME: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
-_HAS_GLOB: Final = frozenset("*?[")
 
 _log = logging.getLogger(__name__)
 _N = TypeVar("_N")
 _M = TypeVar("_M", bound=BaseModel)
-_T = TypeVar("_T", HubType, StrategyType, StoreType)
+_T = TypeVar("_T", HubType, ProviderType, StrategyType, StoreType)
 WithOptions = HubType | ProviderType | StrategyType | StoreType | SectionType
 
 
 @dataclass(frozen=True, slots=True)
-class HubSection:
-    """One of ``hubs``: its name, type and checked options."""
+class Chosen(Generic[_T]):
+    """A type that a configuration names, with its checked options."""
+
+    type: _T
+    options: BaseModel = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class HubSection(Chosen[HubType]):
+    """One of ``hubs``."""
 
     name: str
-    type: HubType
-    options: BaseModel = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class ProviderSection:
-    """One of ``providers``."""
-
-    type: ProviderType
-    options: BaseModel = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class StrategySection:
-    """The ``strategy`` of a route."""
-
-    type: StrategyType
-    options: BaseModel = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class StoreSection:
-    """The section ``store``."""
-
-    type: StoreType
-    options: BaseModel = field(repr=False)
+ProviderSection = Chosen[ProviderType]
+StrategySection = Chosen[StrategyType]
+StoreSection = Chosen[StoreType]
 
 
 class RouteOptions(BaseModel):
@@ -172,71 +145,53 @@ class _Checker:
     def __init__(self, raw: RawConfiguration, host: PluginHost) -> None:
         self.raw, self.data, self.host = raw, raw.data, host
         self.problems: list[Problem] = []
-        self.explicit_hubs = raw.data.get("hubs") is not None
 
     def check(self) -> Configuration:
-        self._names()
+        known = (*CORE_SECTIONS, *self.host.sections)
+        for key in [key for key in self.data if key not in known]:
+            self._problem((key,), "unknown section", self.host.hint("section", key) or unknown_key(key, known))
         plugins, hubs, routes = self._plugins(), self._hubs(), self._routes()
         providers = self._providers()
         store = self._typed(self._given("store", {"type": DEFAULT_STORE}), ("store",), self.host.store_type)
-        sections = self._sections()
+        sections = self._optional(self.host.sections, self.data, ())
         problems = self._all_problems()
-        if problems or plugins is None or store is None:
+        if problems or store is None:
             raise ConfigurationError(problems)
         return Configuration(
             plugins=plugins,
             hubs=hubs,
             providers=providers,
             routes=routes,
-            store=StoreSection(*store),
+            store=store,
             sections=sections,
             source=self.raw.source,
-            explicit_hubs=self.explicit_hubs,
+            explicit_hubs=self.data.get("hubs") is not None,
         )
 
-    def _names(self) -> None:
-        """Sections that nothing has."""
-        known = (*CORE_SECTIONS, *self.host.sections)
-        for key in self.data:
-            if key not in known:
-                hint = self.host.hint("section", key) or unknown_key(key, known)
-                self._problem((key,), "unknown section", hint)
-
-    def _plugins(self) -> PluginsSection | None:
-        section = self._model(PluginsSection, self._given("plugins", {}), ("plugins",))
+    def _plugins(self) -> PluginsSection:
+        self._model(PluginsSection, self._given("plugins", {}), ("plugins",))
         by_source = {record.source: record for record in self.host.records}
         for number, path in enumerate(self.raw.plugins.files):
             record = by_source.get(str(path.absolute()))
             if record and record.status not in ("ok", "disabled"):
                 self._problem(("plugins", "files", number), f"{record.status}: {record.reason}")
-        return section and self.raw.plugins
+        return self.raw.plugins
 
     def _hubs(self) -> dict[str, HubSection]:
         found = {}
         for name, value in self._mapping("hubs").items():
             if not re.fullmatch(_HUB_NAME, name):
                 self._problem(("hubs", name), "a hub's name has only letters, digits, '.', '-' and '_'")
-            typed = self._typed(value, ("hubs", name), self.host.hub_type)
-            if typed:
-                found[name] = HubSection(name, *typed)
+            if it := self._typed(value, ("hubs", name), self.host.hub_type):
+                found[name] = HubSection(it.type, it.options, name)
         return found
 
     def _providers(self) -> dict[str, ProviderSection]:
         given = self._mapping("providers")
         for name in given:
             self._find(self.host.provider_type, name, ("providers", name))
-        return {
-            name: ProviderSection(kind, options)
-            for name, kind in self.host.providers.items()
-            if (options := self._optional(kind, given.get(name), ("providers", name))) is not None
-        }
-
-    def _sections(self) -> dict[str, BaseModel]:
-        return {
-            name: options
-            for name, kind in self.host.sections.items()
-            if (options := self._optional(kind, self.data.get(name), (name,))) is not None
-        }
+        found = self._optional(self.host.providers, given, ("providers",))
+        return {name: Chosen(self.host.providers[name], options) for name, options in found.items()}
 
     def _routes(self) -> tuple[RouteSection, ...]:
         value = self.data.get("routes")
@@ -257,34 +212,27 @@ class _Checker:
         for number, name in _texts(body.get("hubs")):
             if isinstance(hubs, Mapping) and name not in hubs:
                 self._problem((*path, "hubs", number), f"unknown hub {name!r}", unknown_key(name, hubs))
-        strategy = DEFAULT_STRATEGY if body.get("strategy") is None else body["strategy"]
-        typed = self._typed(strategy, (*path, "strategy"), self.host.strategy_type, key="name")
-        if options is None or typed is None:
+        named = DEFAULT_STRATEGY if body.get("strategy") is None else body["strategy"]
+        strategy = self._typed(named, (*path, "strategy"), self.host.strategy_type, key="name")
+        if options is None or strategy is None:
             return None
-        return RouteSection(
-            methods=tuple(options.methods),
-            hubs=None if options.hubs is None else tuple(options.hubs),
-            strategy=StrategySection(*typed),
-            max_queue=options.max_queue,
-            timeout_s=options.timeout_s,
-            max_tries=options.max_tries,
-        )
+        hubs = None if options.hubs is None else tuple(options.hubs)
+        rest = options.model_dump(include={"max_queue", "timeout_s", "max_tries"})
+        return RouteSection(methods=tuple(options.methods), hubs=hubs, strategy=strategy, **rest)
 
     def _pattern(self, pattern: str, path: ConfigPath) -> None:
         """A pattern that can never match is a mistake; so is a protocol that nobody speaks."""
         protocol, slash, _ = pattern.partition("/")
-        if not pattern or not _HAS_GLOB.isdisjoint(protocol):
-            return
-        if not slash:
-            self._problem(path, f"{pattern!r} matches no method", f"write '{pattern}/*'")
-        else:
+        if slash and not re.search(r"[*?[]", protocol):
             self._find(self.host.provider_type, protocol, path)
+        elif re.fullmatch(r"[^*?[]+", pattern):
+            self._problem(path, f"{pattern!r} matches no method", f"write '{pattern}/*'")
 
     # -- what the sections have in common
 
     def _typed(
         self, value: object, path: ConfigPath, find: Callable[[str], _T], key: str = "type"
-    ) -> tuple[_T, BaseModel] | None:
+    ) -> Chosen[_T] | None:
         """A mapping that names its type, all other keys being the type's options; of a strategy, the name will do."""
         here = (*path, key)
         if key == "name" and isinstance(value, str):
@@ -294,10 +242,9 @@ class _Checker:
             self._problem(path, f"must be {or_name}a mapping with the key {key!r}")
             return None
         body = dict(value or {})
-        name = body.pop(key, None)
-        kind = self._find(find, name, here)
+        kind = self._find(find, body.pop(key, None), here)
         options = None if kind is None else self._options(kind, body, path, key)
-        return None if kind is None or options is None else (kind, options)
+        return None if kind is None or options is None else Chosen(kind, options)
 
     def _find(self, find: Callable[[str], _N], name: object, path: ConfigPath) -> _N | None:
         """What `name` names."""
@@ -320,15 +267,21 @@ class _Checker:
             return None
         return self._model(model, value, path, key)
 
-    def _optional(self, kind: WithOptions, value: object, path: ConfigPath) -> BaseModel | None:
-        """As `_options`; but where nothing is given, a plugin that is broken is only worth a warning."""
-        if value is not None:
-            return self._options(kind, value, path)
-        try:
-            return self.host.load_options(kind).model_validate({}, context={"base_dir": self.raw.base_dir})
-        except Exception as error:  # noqa: BLE001 - a plugin may raise anything
-            _log.warning("%s is left out: %s", path_text(path), describe(error))
-            return None
+    def _optional(
+        self, kinds: Mapping[str, ProviderType] | Mapping[str, SectionType], given: Mapping[str, Any], path: ConfigPath
+    ) -> dict[str, BaseModel]:
+        """The options of each; where nothing is given, a plugin that is broken is only worth a warning."""
+        found: dict[str, BaseModel | None] = {}
+        for name, kind in kinds.items():
+            if given.get(name) is not None:
+                found[name] = self._options(kind, given[name], (*path, name))
+                continue
+            try:
+                model = self.host.load_options(kind)
+                found[name] = model.model_validate({}, context={"base_dir": self.raw.base_dir})
+            except Exception as error:  # noqa: BLE001 - a plugin may raise anything
+                _log.warning("%s is left out: %s", path_text((*path, name)), describe(error))
+        return {name: options for name, options in found.items() if options is not None}
 
     def _model(self, model: type[_M], value: object, path: ConfigPath, key: str = "") -> _M | None:
         """`value` as a model. Where a model ignores unknown keys, they are an error all the same."""
@@ -364,12 +317,10 @@ class _Checker:
         """Those of the reading first; what they explain is not told twice, and nothing secret is told."""
         read = {problem.path for problem in self.raw.problems if problem.path}
         problems = [*self.raw.problems, *(p for p in self.problems if p.path not in read)]
-        secrets = sorted(set(secrets_in(self.data)), key=len, reverse=True)
-
-        def clean(text: str) -> str:
-            return reduce(lambda rest, secret: rest.replace(secret, MASK), secrets, text)
-
-        return [replace(p, message=clean(p.message), suggestion=clean(p.suggestion)) for p in problems]
+        for secret in sorted(set(secrets_in(self.data)), key=len, reverse=True):
+            told = ((p, p.message.replace(secret, MASK), p.suggestion.replace(secret, MASK)) for p in problems)
+            problems = [replace(p, message=message, suggestion=suggestion) for p, message, suggestion in told]
+        return problems
 
 
 def _texts(value: object) -> list[tuple[int, str]]:

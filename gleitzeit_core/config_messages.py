@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pydantic import ValidationError
-    from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
     from gleitzeit_core.config_reading import ConfigPath
@@ -27,10 +26,7 @@ _SECRET_WORDS: Final = frozenset({"authorization", "cookie", "key", "keys", "pas
 _MAX_SHOWN: Final = 60
 
 _SENTENCES: Final = {
-    "assertion_error": "{error}",
     "bool": "must be true or false",
-    "dict_type": "must be a mapping",
-    "enum": "must be {expected}",
     "extra_forbidden": "unknown key",
     "finite_number": "must be a finite number",
     "float": "must be a number",
@@ -39,22 +35,18 @@ _SENTENCES: Final = {
     "int": "must be a whole number",
     "less_than": "must be below {lt}",
     "less_than_equal": "must be at most {le}",
-    "list_type": "must be a list",
-    "literal_error": "must be {expected}",
-    "mapping_type": "must be a mapping",
     "missing": "is missing",
-    "model_attributes_type": "must be a mapping",
-    "model_type": "must be a mapping",
-    "set_type": "must be a list",
     "string_too_short": "needs {min_length} or more characters",
     "string_type": "must be text",
     "too_short": "needs {min_length} or more entries",
-    "tuple_type": "must be a list",
-    "value_error": "{error}",
+    **dict.fromkeys(("assertion", "value"), "{error}"),
+    **dict.fromkeys(("dict", "mapping", "model"), "must be a mapping"),
+    **dict.fromkeys(("enum", "literal"), "must be {expected}"),
+    **dict.fromkeys(("list", "set", "tuple"), "must be a list"),
 }
 """By the type of pydantic's error, or by its first word."""
 _SHOWN: Final = frozenset({"bool", "enum", "finite", "float", "greater", "int", "less", "literal"})
-"""First words of the errors that may show the value: never text that might be secret in a field of any name."""
+"""First words of the errors that may show the value; text in a field of any name might be secret."""
 
 
 def is_secret(path: ConfigPath) -> bool:
@@ -102,7 +94,9 @@ def explain(
     """
     items = [(item, _real_path(item, data)) for item in error.errors(include_url=False)]
     misspelt = [here for item, here in items if item["type"] == "extra_forbidden"]
-    meant = {(*here[:-1], key) for here in misspelt for key in _close(here[-1], keys_of(model, here[:-1]))}
+    meant = {
+        (*here[:-1], key) for here in misspelt for key in get_close_matches(str(here[-1]), keys_of(model, here[:-1]), 1)
+    }
     told: dict[ConfigPath, dict[str, str]] = {}
     for item, here in items:
         if item["type"] == "missing" and here in meant:
@@ -126,21 +120,12 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
 def keys_of(annotation: Any, path: ConfigPath = ()) -> set[str]:  # noqa: ANN401 - annotations have no common type
     """The keys that may stand at `path` below a value of this annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        fields = {_key(name, field): field for name, field in annotation.model_fields.items()}
+        fields = {str(field.validation_alias or name): field for name, field in annotation.model_fields.items()}
         if not path:
             return set(fields)
         return keys_of(fields[path[0]].annotation, path[1:]) if path[0] in fields else set()
     rest = path if get_origin(annotation) in (Union, UnionType, Annotated) else path[1:]
     return {key for arg in get_args(annotation) for key in keys_of(arg, rest)}
-
-
-def _key(name: str, field: FieldInfo) -> str:
-    alias = field.validation_alias or field.alias
-    return alias if isinstance(alias, str) else name
-
-
-def _close(key: str | int, known: Iterable[str]) -> list[str]:
-    return get_close_matches(str(key), list(known), 1)
 
 
 def _real_path(item: ErrorDetails, data: Any) -> ConfigPath:  # noqa: ANN401 - any data
@@ -160,17 +145,12 @@ def _real_path(item: ErrorDetails, data: Any) -> ConfigPath:  # noqa: ANN401 - a
 def _sentence(item: ErrorDetails, path: ConfigPath) -> str:
     kind, first = item["type"], item["type"].partition("_")[0]
     secret, form = is_secret(path), _SENTENCES.get(kind) or _SENTENCES.get(first)
-    if secret and (form is None or "{error}" in form):
+    if secret and form in (None, "{error}"):
         return "is not valid"  # these texts are the model's own, and may quote the value
-    try:
-        text = "" if form is None else form.format_map(item.get("ctx", {}))
-    except KeyError:  # a plugin's own error of the same name
-        text = ""
-    if not text:
+    if form is None or ("{" in form and "ctx" not in item):
         return item["msg"].replace("Input should", "should")
-    if not text.startswith("must be"):
-        return text
-    return f"{text}, not {_shown(item['input'], hide=secret or first not in _SHOWN)}"
+    text = form.format_map(item.get("ctx", {}))
+    return f"{text}, not {_shown(item['input'], hide=secret or first not in _SHOWN)}" if "must" in form else text
 
 
 def _shown(value: object, *, hide: bool) -> str:

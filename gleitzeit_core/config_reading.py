@@ -1,16 +1,14 @@
-"""Where a configuration comes from: file, environment and flags, each value with its place.
-
-Nothing is checked here but the form; `gleitzeit_core.config` says what the values mean.
-"""
+"""Where a configuration comes from: file, environment and flags, each value with its place. Only form is checked."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import yaml
 from pydantic import BaseModel, ConfigDict
@@ -19,17 +17,8 @@ from gleitzeit_core.errors import ConfigurationError, Problem
 
 FILE_NAME: Final = "gleitzeit.yaml"
 ENVIRONMENT_PREFIX: Final = "GLEITZEIT_"
-PROGRAM_VARIABLES: Final = frozenset(
-    {
-        "GLEITZEIT_CI_RUN",
-        "GLEITZEIT_CONFIG",
-        "GLEITZEIT_DEBUG",
-        "GLEITZEIT_LOG",
-        "GLEITZEIT_LOG_FORMAT",
-        "GLEITZEIT_LOG_LEVEL",
-        "GLEITZEIT_REQUIRE_ALL",
-    }
-)
+_PROGRAMS: Final = ("CI_RUN", "CONFIG", "DEBUG", "KEY", "LOG", "LOG_FORMAT", "LOG_LEVEL", "REQUIRE_ALL")
+PROGRAM_VARIABLES: Final = frozenset(ENVIRONMENT_PREFIX + name for name in _PROGRAMS)
 """Environment variables for the programs themselves, which are no part of a configuration."""
 
 MAX_FILE_BYTES: Final = 1 << 20
@@ -77,11 +66,9 @@ class RawConfiguration:
     def plugins(self) -> PluginsSection:
         """What the plugin host needs. Anything malformed is left out: `check_configuration` reports it."""
         section = self.data.get("plugins")
-        section = section if isinstance(section, Mapping) else {}
-        return PluginsSection(
-            disabled=_strings(section.get("disabled")),
-            files=[self.base_dir / _expand(text) for text in _strings(section.get("files"))],
-        )
+        given = [section.get(key) if isinstance(section, Mapping) else None for key in ("disabled", "files")]
+        disabled, files = ([it for it in v if isinstance(it, str)] if isinstance(v, list) else [] for v in given)
+        return PluginsSection(disabled=disabled, files=[self.base_dir / _expanded(text) for text in files])
 
     def place(self, path: ConfigPath) -> str:
         """File and line, environment variable or ``flags``; empty when unknown."""
@@ -97,14 +84,13 @@ def find_configuration(explicit: Path | None, environ: Mapping[str, str]) -> Pat
     """
     for asked, place in ((explicit, "--config"), (environ.get("GLEITZEIT_CONFIG"), "GLEITZEIT_CONFIG")):
         if asked:
-            path = _expand(str(asked))
-            if not _is_file(path):
+            path = _expanded(asked)
+            if not os.path.isfile(path):  # noqa: PTH113 - False for impossible paths, too
                 raise ConfigurationError([Problem("", f"no such file: {path}", place=place)])
             return path
-    home = environ.get("HOME") or "~"
-    user = Path(environ.get("XDG_CONFIG_HOME") or f"{home}/.config") / "gleitzeit"
-    usual = (Path(FILE_NAME), _expand(str(user / FILE_NAME)))
-    return next((path for path in usual if _is_file(path)), None)
+    folder = environ.get("XDG_CONFIG_HOME") or f"{environ.get('HOME') or '~'}/.config"
+    usual = (Path(FILE_NAME), _expanded(folder) / "gleitzeit" / FILE_NAME)
+    return next((path for path in usual if os.path.isfile(path)), None)  # noqa: PTH113
 
 
 def read_configuration(
@@ -136,54 +122,28 @@ def read_configuration(
     return RawConfiguration(data, places, base_dir, path, tuple(problems))
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's core schema: ``no``, ``12:30`` and dates are text, as people expect."""
-
-
-_Loader.yaml_implicit_resolvers = {}
-_TAG = "tag:yaml.org,2002:"
-for _kind, _form, _first in (
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
-    (
-        "float",
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        list("-+.0123456789"),
-    ),
-):
-    _Loader.add_implicit_resolver(_TAG + _kind, re.compile(f"(?:{_form})$"), _first)
-
-
 class _Reader:
-    """Turns YAML into plain data, and remembers on which line each value stands.
-
-    Args:
-        name: The file's name, for places.
-    """
+    """Turns YAML into plain data, and remembers on which line each value stands; `name` is the file's, for places."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.places: dict[ConfigPath, str] = {(): name} if name else {}
+        self.places: dict[ConfigPath, str] = {(): name}
         self.problems: list[Problem] = []
         self._left = MAX_VALUES
 
     def read(self, text: str) -> dict[str, Any]:
         """The mapping that is in a file; an empty file is an empty one."""
         node = self.compose(text)
-        data = {} if node is None else self.value(node, ())
-        if data is None:
-            return {}
-        if not isinstance(data, dict):
-            problem = Problem("", "must be a mapping of sections", place=self._at(node))
-            raise ConfigurationError([problem])
-        return data
+        data = None if node is None else self.value(node, ())
+        if not isinstance(data, dict | None):
+            raise ConfigurationError([Problem("", "must be a mapping of sections", place=self._at(node))])
+        return data or {}
 
     def compose(self, text: str) -> yaml.Node | None:
         """Parse. Messages quote nothing of the text, which may hold secrets."""
         message, hint, place = "not YAML", "", self.name
         try:
-            return yaml.compose(text, Loader=_Loader)
+            return yaml.compose(text, Loader=yaml.BaseLoader)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             message = re.sub(r"'[\w!][^']*'", "...", error.problem or message)
@@ -202,24 +162,24 @@ class _Reader:
         """Plain data: dicts with text as keys, lists, text, numbers, true, false, None."""
         self._left -= 1
         if self._left < 0:
-            raise self._refusal(f"more than {MAX_VALUES} values")
+            raise ConfigurationError([Problem("", f"more than {MAX_VALUES} values", place=self.name)])
         if len(path) > MAX_DEPTH:
-            raise self._refusal(f"nested more than {MAX_DEPTH} levels deep")
-        if self.name:
-            self.places.setdefault(path, self._at(node))
-        if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
-            return self._mapping(node, path)
-        if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
-            return [self.value(item, (*path, n)) for n, item in enumerate(node.value)]
-        kind = node.tag.removeprefix(_TAG)
-        if isinstance(node, yaml.ScalarNode) and kind in _SCALARS:
-            try:
-                return _SCALARS[kind](node.value)
-            except ValueError:
-                self._problem(path, node, f"not a value of the kind {kind}")
-        else:
+            raise ConfigurationError([Problem("", f"nested more than {MAX_DEPTH} levels deep", place=self.name)])
+        self.places.setdefault(path, self._at(node))
+        if node.tag not in _TAGS:
             self._problem(path, node, "tags such as !name are not allowed")
-        return None
+            return None
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(item, (*path, n)) for n, item in enumerate(node.value)]
+        if not isinstance(node, yaml.ScalarNode) or node.style:
+            return node.value
+        try:
+            return _scalar(node.value)
+        except ValueError:  # so many digits that Python refuses them
+            self._problem(path, node, "not a value of the kind int")
+            return None
 
     def _mapping(self, node: yaml.MappingNode, path: ConfigPath) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -229,11 +189,9 @@ class _Reader:
                 continue
             here = (*path, key_node.value)
             if key_node.value in result:
-                first = self.places.get(here, "above")
-                self._problem(here, key_node, f"given twice, first at {first}")
+                self._problem(here, key_node, f"given twice, first at {self.places[here] or 'above'}")
                 continue
-            if self.name:
-                self.places[here] = self._at(key_node)
+            self.places[here] = self._at(key_node)
             result[key_node.value] = self.value(value_node, here)
         return result
 
@@ -245,9 +203,6 @@ class _Reader:
 
     def _line(self, line: int) -> str:
         return f"{self.name}:{line + 1}" if self.name else ""
-
-    def _refusal(self, message: str) -> ConfigurationError:
-        return ConfigurationError([Problem("", message, place=self.name)])
 
 
 def path_text(path: ConfigPath) -> str:
@@ -263,32 +218,31 @@ def path_text(path: ConfigPath) -> str:
     return text
 
 
-def _integer(text: str) -> int:
-    bases = {"0o": 8, "0x": 16}
-    return int(text, bases.get(text[:2], 10))
+_TAGS: Final = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str"))
+_INT: Final = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT: Final = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)(e[-+]?[0-9]+)?|[-+]?\.inf|\.nan", re.IGNORECASE)
 
 
-_SCALARS: Final[Mapping[str, Callable[[str], Any]]] = {
-    "str": str,
-    "null": lambda _: None,
-    "bool": lambda text: text.lower() == "true",
-    "int": _integer,
-    "float": lambda text: float(text.replace(".inf", "inf").replace(".nan", "nan")),
-}
+def _scalar(text: str) -> str | float | bool | None:
+    """What is not quoted, by YAML 1.2's core schema: ``no``, ``12:30`` and dates are text, as people expect."""
+    if text.lower() in ("", "~", "null", "true", "false"):
+        return {"true": True, "false": False}.get(text.lower())
+    if _INT.fullmatch(text):
+        return int(text, 0 if text[1:2] in ("o", "x") else 10)
+    return float(re.sub(r"\.(?=[in])", "", text.lower())) if _FLOAT.fullmatch(text) else text
 
 
 def _text_of(path: Path) -> str:
     """The whole file, if it is one and not too large."""
-    place, message = str(path), ""
+    place, content = str(path), b""
     try:
-        if not path.is_file():  # reading a pipe or a device might never end
-            message = "not a regular file" if path.exists() else "no such file"
-        else:
+        if path.is_file():  # reading a pipe or a device might never end
             with path.open("rb") as file:
                 content = file.read(MAX_FILE_BYTES + 1)
             if len(content) <= MAX_FILE_BYTES:
                 return content.decode("utf-8")
-            message = f"larger than {MAX_FILE_BYTES} bytes"
+        message = "not a regular file" if path.exists() else "no such file"
+        message = f"larger than {MAX_FILE_BYTES} bytes" if content else message
     except UnicodeDecodeError as error:
         message, place = "not UTF-8", f"{path}:{content.count(10, 0, error.start) + 1}"
     except OSError as error:
@@ -308,14 +262,16 @@ def _from_variable(name: str, text: str, data: Mapping[str, Any]) -> dict[str, A
         known = at if isinstance(at, Mapping) else {}
         keys.append(next((k for k in known if k.lower().replace("-", "_") == part), part))
         at = known.get(keys[-1])
-    value = _variable_value(text, tuple(keys))
-    for key in reversed(keys):
-        value = {key: value}
-    return cast("dict[str, Any]", value)
+    value = parse_value(text, tuple(keys))
+    return {keys[0]: reduce(lambda inner, key: {key: inner}, reversed(keys[1:]), value)}
 
 
-def _variable_value(text: str, path: ConfigPath) -> Any:  # noqa: ANN401 - any YAML
-    """A scalar, or a list or mapping in brackets. Anything else is text: passwords are full of special characters."""
+def parse_value(text: str, path: ConfigPath) -> Any:  # noqa: ANN401 - any YAML
+    """A scalar, or a list or mapping in brackets. Anything else is text: passwords are full of special characters.
+
+    Raises:
+        ConfigurationError: What is in brackets cannot be read.
+    """
     reader, brackets = _Reader(""), text.lstrip()[0:1] in ("[", "{")
     try:
         node = reader.compose(text)
@@ -323,10 +279,8 @@ def _variable_value(text: str, path: ConfigPath) -> Any:  # noqa: ANN401 - any Y
         if not brackets:
             return text
         raise ConfigurationError([replace(p, path=path_text(path)) for p in error.problems]) from None
-    plain = isinstance(node, yaml.ScalarNode) and node.style is None
-    if node is None or (plain and node.value != text.strip()):
-        return text
-    if not isinstance(node, yaml.ScalarNode) and not brackets:
+    scalar = isinstance(node, yaml.ScalarNode) and (node.style or node.value == text.strip())
+    if node is None or not (scalar or brackets):
         return text
     value = reader.value(node, path)
     if reader.problems:
@@ -358,20 +312,6 @@ def _given(value: Any) -> Any:  # noqa: ANN401 - any data
     return [_given(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _strings(value: object) -> list[str]:
-    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
-
-
-def _expand(text: str) -> Path:
+def _expanded(path: str | Path) -> Path:
     """With ``~`` replaced, where there is such a home."""
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:
-        return Path(text)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a folder above it that we may not enter
-        return False
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - `Path.expanduser` raises where there is none

@@ -31,11 +31,7 @@ if TYPE_CHECKING:
 
 
 class GleitzeitError(Exception):
-    """Base of all errors.
-
-    Args:
-        message: A sentence for a person.
-    """
+    """Base of all errors; `message` is a sentence for a person."""
 
     code: ClassVar[str] = "error"
     retryable: bool = False
@@ -66,26 +62,19 @@ class Problem:
     place: str = ""
 
     def __str__(self) -> str:
-        """One line: place, path, message, suggestion."""
-        where = ": ".join(part for part in (self.place, self.path) if part)
-        text = f"{where}: {self.message}" if where else self.message
+        text = ": ".join(part for part in (self.place, self.path, self.message) if part)
         return f"{text} ({self.suggestion})" if self.suggestion else text
 
 
 class ConfigurationError(GleitzeitError):
-    """A configuration that cannot be used, with all its problems at once.
-
-    Args:
-        problems: At least one.
-    """
+    """A configuration that cannot be used, with all its problems at once: at least one."""
 
     code = "configuration"
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
-        count = len(self.problems)
-        head = "1 problem" if count == 1 else f"{count} problems"
-        super().__init__("\n".join([f"configuration: {head}", *(f"  {problem}" for problem in self.problems)]))
+        head = f"configuration: {len(self.problems)} problem{'s' * (len(self.problems) != 1)}"
+        super().__init__("\n  ".join([head, *map(str, self.problems)]))
 
 
 class PluginError(GleitzeitError):
@@ -95,14 +84,7 @@ class PluginError(GleitzeitError):
 
 
 class UnknownName(GleitzeitError):
-    """A name nothing installed answers to.
-
-    Args:
-        kind: What was looked for: ``hub type``, ``strategy``, ...
-        name: The name asked for.
-        known: The names there are.
-        hint: What else to do, for example how to install the plugin that has it.
-    """
+    """No `kind` (``hub type``, ``strategy``, ...) of this `name` among those `known`; `hint` says what else to do."""
 
     code = "unknown_name"
 
@@ -126,12 +108,7 @@ class RequestError(GleitzeitError):
 
 
 class InvalidRequest(RequestError):
-    """The request itself is wrong.
-
-    Args:
-        message: What is wrong.
-        param: The parameter at fault, if one is.
-    """
+    """The request itself is wrong; `param` names the parameter at fault, if one is."""
 
     code = "invalid_request"
 
@@ -147,20 +124,13 @@ class UnknownMethod(RequestError):
 
     def __init__(self, method: str, known: Iterable[str]) -> None:
         names = sorted(known)
-        hint = nearest(method, names)
-        super().__init__(
-            f"unknown method {method!r}; known: {', '.join(names) or 'none'}" + (f"; {hint}" if hint else "")
-        )
+        parts = [f"unknown method {method!r}", f"known: {', '.join(names) or 'none'}", nearest(method, names)]
+        super().__init__("; ".join(part for part in parts if part))
         self.method = method
 
 
 class NoCapableInstance(RequestError):
-    """No instance, up or down, can do what the request needs.
-
-    Args:
-        message: What was needed and what there is.
-        needed: The capabilities that were asked for, such as ``model:llama3``.
-    """
+    """No instance, up or down, has the capabilities `needed`, such as ``model:llama3``."""
 
     code = "no_capable_instance"
 
@@ -182,13 +152,7 @@ class Unavailable(RequestError):
 
 
 class QueueFull(RequestError):
-    """The queue for this capability holds as many as it may.
-
-    Args:
-        size: How many wait.
-        limit: How many may.
-        retry_after_s: When to come back, in seconds.
-    """
+    """The queue for this capability holds `size` of at most `limit`; come back after `retry_after_s` seconds."""
 
     code = "queue_full"
     retryable = True
@@ -199,12 +163,7 @@ class QueueFull(RequestError):
 
 
 class DeadlineExceeded(RequestError):
-    """The request's time ran out.
-
-    Args:
-        where: ``queue`` or ``instance``.
-        after_s: Seconds since the request was made.
-    """
+    """The request's time ran out, `where` (``queue`` or ``instance``), `after_s` seconds after it was made."""
 
     code = "deadline_exceeded"
     retryable = True
@@ -224,20 +183,17 @@ class ShuttingDown(RequestError):
 class FailureKind(StrEnum):
     """How an instance failed. The kinds are treated differently: see each."""
 
-    REFUSED = "refused"
-    """It could not be reached at all: down at once, the work never started."""
-    BUSY = "busy"
-    """It said that it is busy (429, 503): backed off, no mark against it."""
-    UNAUTHORIZED = "unauthorized"
-    """It refused our credentials (401, 403): a configuration error, shown, the work never started."""
-    REJECTED = "rejected"
-    """It refused the request as wrong (another 4xx): the caller's own, never retried, never counted."""
-    SERVER_ERROR = "server_error"
-    """It failed (5xx) or answered garbage."""
-    TIMEOUT = "timeout"
-    """It did not answer in time."""
-    LOST = "lost"
-    """The connection or the instance died while it worked."""
+    REFUSED = "refused"  # it could not be reached at all: down at once, the work never started
+    BUSY = "busy"  # it said that it is busy (429, 503): backed off, no mark against it
+    UNAUTHORIZED = (
+        "unauthorized"  # it refused our credentials (401, 403): a configuration error, shown, the work never started
+    )
+    REJECTED = (
+        "rejected"  # it refused the request as wrong (another 4xx): the caller's own, never retried, never counted
+    )
+    SERVER_ERROR = "server_error"  # it failed (5xx) or answered garbage
+    TIMEOUT = "timeout"  # it did not answer in time
+    LOST = "lost"  # the connection or the instance died while it worked
 
 
 class InstanceFailure(RequestError):

@@ -79,6 +79,8 @@ class HealthMonitor:
         """Begin to check an instance, or learn that it has changed. Those that must not be probed are left alone."""
         known = self._watches.get(instance.id)
         if known is not None:
+            # A new start, perhaps of something else: what went wrong before says nothing about it.
+            known.failures *= known.instance.generation == instance.generation
             known.instance = instance
         elif instance.probe and not self._closed:
             watch = self._watches[instance.id] = _Watch(instance, hub, interval_s, timeout_s)
@@ -125,37 +127,42 @@ class HealthMonitor:
         return pause * self._random.uniform(0.9, 1.1)
 
     async def _check(self, watch: _Watch) -> bool:
-        asked = watch.instance
-        try:
-            async with self._at_once, asyncio.timeout(watch.timeout_s):
-                now = await watch.hub.check(asked)
-        except InstanceFailure as failure:
-            self._failed(watch, failure.kind, failure.message)
-        except TimeoutError:
-            self._failed(watch, FailureKind.TIMEOUT, f"no answer to a health check within {watch.timeout_s:g} s")
-        except Exception as error:
-            logger.exception("health check of %s failed", asked.id)
-            self._failed(watch, FailureKind.SERVER_ERROR, f"health check failed: {error}")
-        else:
-            self._well(watch, asked, now)
-            return True
+        async with self._at_once:
+            asked = watch.instance
+            try:
+                async with asyncio.timeout(watch.timeout_s):
+                    now = await watch.hub.check(asked)
+            except InstanceFailure as failure:
+                self._failed(watch, asked, failure.kind, failure.message)
+            except TimeoutError:
+                self._failed(watch, asked, FailureKind.TIMEOUT, f"no answer to a check within {watch.timeout_s:g} s")
+            except Exception as error:
+                logger.exception("health check of %s failed", asked.id)
+                self._failed(watch, asked, FailureKind.SERVER_ERROR, f"health check failed: {error}")
+            else:
+                self._well(watch, asked, now)
+                return True
         return False
 
+    def _current(self, watch: _Watch, asked: ResourceInstance) -> bool:
+        """Whether what was asked is still there: neither gone nor started anew while it answered."""
+        return self._watches.get(asked.id) is watch and watch.instance.generation == asked.generation
+
     def _well(self, watch: _Watch, asked: ResourceInstance, now: ResourceInstance) -> None:
-        watch.failures = 0
-        if self._watches.get(asked.id) is not watch:
+        if not self._current(watch, asked):
             return
-        # The hub may have published a newer one while the old one answered; that one is right.
+        watch.failures = 0
+        # The hub may have published a newer record while the instance answered; that one is right.
         if watch.instance is asked and now != asked:
             watch.instance = now
             self._sink.put(now, State.READY)
         self._sink.set_state(asked.id, State.READY, "")
 
-    def _failed(self, watch: _Watch, kind: FailureKind, reason: str) -> None:
-        watch.failures += 1
-        if self._watches.get(watch.instance.id) is not watch:
+    def _failed(self, watch: _Watch, asked: ResourceInstance, kind: FailureKind, reason: str) -> None:
+        if not self._current(watch, asked):
             return
+        watch.failures += 1
         if kind is FailureKind.UNAUTHORIZED:
-            self._sink.set_state(watch.instance.id, State.MISCONFIGURED, reason)
+            self._sink.set_state(asked.id, State.MISCONFIGURED, reason)
         elif kind is FailureKind.REFUSED or watch.failures >= _DOWN_AFTER:
-            self._sink.set_state(watch.instance.id, State.DOWN, reason)
+            self._sink.set_state(asked.id, State.DOWN, reason)

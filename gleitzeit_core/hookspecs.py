@@ -1,7 +1,7 @@
 """What a plugin can add: descriptors and the hooks that return them.
 
 A plugin is a distribution with one entry point in the group ``gleitzeit``, pointing at a light module with functions
-named after the hooks below and marked with `hookimpl`. They return frozen descriptors, which name their classes by import
+named after the hooks below and marked with `hookimpl`. They return frozen descriptors, which name classes by import
 string (``package.module:Name``): nothing heavy is imported until a configuration asks for that name.
 
     from gleitzeit_core.hookspecs import HubType, hookimpl

@@ -2,12 +2,12 @@
 
 An author writes a subclass with options and as many of these methods as the kind of resource needs:
 
-    discover   the instances there are                              (every hub that does not only create)
-    check      is it well, and what can it do now?                  (every hub that can ask)
+    discover   the instances there are                               (every hub that does not only create)
+    check      is it well, and what can it do now?                   (every hub that can ask)
     offer      can an instance that meets these requirements be had? (hubs that create)
-    scale      see to it that so many are being created             (hubs that create)
-    recycle    make it ready again after a use, or say it is spent  (hubs whose instances keep traces of a use)
-    retire     stop one of our own                                  (hubs that create)
+    scale      see to it that as many as are wanted come             (hubs that create)
+    recycle    make it ready again after a use, or say it is spent   (hubs whose instances keep traces of a use)
+    retire     stop one of our own                                   (hubs that create)
 
 What a hub knows it tells its sink: `publish`, `withdraw`, `supply_changed`. Scheduling, health, breakers and metrics come
 from there.
@@ -16,7 +16,6 @@ from there.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from abc import ABC
 from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar
@@ -76,6 +75,8 @@ class ResourceHub(ABC, Generic[OptionsT]):
     kind: ClassVar[str]
     recycles: ClassVar[bool] = False
     """Whether `recycle` must run after each use, before the slot is free again."""
+    running = False
+    """Whether it is started and not being removed: only then it is asked for more instances."""
 
     def __init__(self, options: OptionsT, *, name: str = "") -> None:
         self.options = options
@@ -83,6 +84,7 @@ class ResourceHub(ABC, Generic[OptionsT]):
         self._sink: HubSink | None = None
         self._known: dict[str, ResourceInstance] = {}
         self._search: asyncio.Task[None] | None = None
+        self._closing = False
 
     def __repr__(self) -> str:
         """Kind, name and count."""
@@ -96,7 +98,8 @@ class ResourceHub(ABC, Generic[OptionsT]):
     async def discover(self) -> Iterable[ResourceInstance]:
         """The instances there are now. Called at start and then every ``discover_interval_s``.
 
-        One that is no longer found is not forgotten: its checks decide. An error is logged and the next search tries again.
+        One that is no longer found is not forgotten: its checks decide. What it raises fails the start; later it is logged
+        and the next search tries again.
         """
         return ()
 
@@ -113,9 +116,10 @@ class ResourceHub(ABC, Generic[OptionsT]):
         return Offer(OfferKind.READY)
 
     async def scale(self, requirements: Requirements, wanted: int) -> None:
-        """See to it that `wanted` instances that meet `requirements` are being created, within the hub's limits.
+        """Begin to create instances for `wanted` requests that wait, within the hub's limits; better not wait for them.
 
-        Called again whenever more are needed; those being created already count. Publish each as ``STARTING`` at once.
+        Called again whenever more wait; what is being created already counts. Publish each as ``STARTING`` at once. When
+        creating fails, withdraw it, and let `offer` say ``NEVER`` and why until it makes sense to try again.
         """
 
     async def recycle(self, instance: ResourceInstance, outcome: Outcome) -> bool:  # noqa: ARG002 - a default
@@ -126,7 +130,7 @@ class ResourceHub(ABC, Generic[OptionsT]):
         """Stop an instance of our own, whose last work has ended. External ones are never stopped."""
 
     async def close(self) -> None:
-        """Stop what is ours and release what `open` acquired. Called once."""
+        """Stop what is ours and release what `open` acquired, as far as it came. Called once."""
 
     # -- for authors to call -----------------------------------------------------------------------------------
 
@@ -138,11 +142,21 @@ class ResourceHub(ABC, Generic[OptionsT]):
     def publish(self, instance: ResourceInstance, state: State = State.READY) -> None:
         """An instance is there, or has changed.
 
+        Args:
+            instance: With this hub's name. With a higher ``generation`` it is a new start; a lower one is ignored.
+            state: Counts only for one that is new, or was being created; later its checks decide.
+
         Raises:
             ClosedError: The hub is not started.
+            ValueError: It names another hub.
         """
-        self._known[instance.id] = instance
-        self._required_sink().put(instance, state)
+        if self._sink is None:
+            raise ClosedError(f"hub {self.name!r} is not started")
+        if instance.hub != self.name:
+            raise ValueError(f"hub {self.name!r} must not publish {instance.id}, which names hub {instance.hub!r}")
+        self._known.setdefault(instance.id, instance)
+        self.note(instance)
+        self._sink.put(instance, state)
 
     def withdraw(self, instance_id: str, reason: str) -> None:
         """An instance is gone."""
@@ -159,7 +173,13 @@ class ResourceHub(ABC, Generic[OptionsT]):
         if self._sink is not None:
             self._sink.supply_changed()
 
-    # -- for the dispatcher ------------------------------------------------------------------------------------
+    # -- for the shell -----------------------------------------------------------------------------------------
+
+    def note(self, instance: ResourceInstance) -> None:
+        """Remember what was published, or what a check has found."""
+        known = self._known.get(instance.id)
+        if known is not None and known.generation <= instance.generation:
+            self._known[instance.id] = instance
 
     async def start(self, sink: HubSink) -> None:
         """Open the hub and search for the first time; then go on searching.
@@ -177,26 +197,28 @@ class ResourceHub(ABC, Generic[OptionsT]):
             await self.stop()
             raise
         self._search = asyncio.create_task(self._keep_searching(), name=f"search of hub {self.name}")
+        self.running = True
 
     async def stop(self) -> None:
         """Stop searching, and close. More than once is fine."""
-        if self._sink is None:
-            return
         await self.stop_searching()
+        if self._sink is None or self._closing:
+            return
+        self._closing = True
         try:
             await self.close()
         finally:
             for instance_id in tuple(self._known):
                 self.withdraw(instance_id, "its hub is closed")
-            self._sink = None
+            self._sink, self._closing = None, False
 
     async def stop_searching(self) -> None:
-        """Find no more instances; those there are stay."""
-        search, self._search = self._search, None
-        if search is not None:
-            search.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await search
+        """Find and create no more instances; those there are stay."""
+        self.running = False
+        if self._search is not None:
+            self._search.cancel()
+            await asyncio.gather(self._search, return_exceptions=True)
+            self._search = None
 
     async def search(self) -> None:
         """Look for instances now. Those that are new start as down until their first check, unless nobody may check them."""
@@ -210,11 +232,4 @@ class ResourceHub(ABC, Generic[OptionsT]):
             try:
                 await self.search()
             except Exception:
-                logger.exception(
-                    "hub %s: search failed; the next is in %g s", self.name, self.options.discover_interval_s
-                )
-
-    def _required_sink(self) -> HubSink:
-        if self._sink is None:
-            raise ClosedError(f"hub {self.name!r} is not started")
-        return self._sink
+                logger.exception("hub %s: search failed; it goes on", self.name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 from abc import abstractmethod
 from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
@@ -24,7 +25,7 @@ from gleitzeit_core.resources import ChannelKind, Ownership, ResourceInstance, S
 from gleitzeit_core.routing import Offer, OfferKind
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
+    from collections.abc import AsyncIterator, Iterable, Mapping
     from typing import Self
 
     from gleitzeit_core.resources import Channel, Requirements
@@ -79,7 +80,10 @@ class HubProvider(Provider[ConfigT], Generic[ConfigT]):
 
     @abstractmethod
     async def create_resource(self, config: ConfigT) -> Any:  # noqa: ANN401 - the author's own object
-        """Make one resource and return your object for it, which comes back as ``instance.handle``."""
+        """Make one resource and return your object for it, which comes back as ``instance.handle``.
+
+        When it is cancelled, because it takes too long or nobody wants it any more, it must leave nothing behind.
+        """
 
     @abstractmethod
     async def execute_on_resource(self, instance: ResourceInstance, method: str, params: Mapping[str, Any]) -> Any:  # noqa: ANN401 - the author's
@@ -88,15 +92,15 @@ class HubProvider(Provider[ConfigT], Generic[ConfigT]):
     async def stream_on_resource(
         self, instance: ResourceInstance, method: str, params: Mapping[str, Any]
     ) -> AsyncIterator[Any]:
-        """The same in parts."""
+        """The same in parts. Not asked of resources whose work cannot be cancelled: their answer is one part."""
         yield await self.execute_on_resource(instance, method, params)
 
     async def check_resource(self, instance: ResourceInstance) -> bool:
-        """Whether it is well. Asked from time to time, and before it is used again."""
+        """Whether it is well. Asked from time to time, also while it works; one that is not is replaced."""
         return True
 
     async def destroy_resource(self, instance: ResourceInstance) -> None:
-        """Undo `create_resource`."""
+        """Undo `create_resource`. Again, if it was cancelled."""
 
     async def discover(self) -> Iterable[ResourceInstance]:
         """Resources that exist already; `resource_instance` makes the records."""
@@ -160,17 +164,17 @@ class _Direct:
         """One method on the resource.
 
         Raises:
-            InvalidRequest: `message` is not such a message, or the resource is gone.
+            InvalidRequest: `message` is not such a message.
+            InstanceFailure: The resource is gone.
         """
-        wanted = instance_id(self._provider.protocol, self._endpoint)
-        instance = next((i for i in self._provider.make_hub().instances if i.id == wanted), None)
         try:
             body = json.loads(message)
             method, params = body["method"], body.get("params", {})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InvalidRequest(f"not a call: {error}") from error
+        instance = next((i for i in self._provider.make_hub().instances if i.endpoint == self._endpoint), None)
         if instance is None:
-            raise InvalidRequest(f"{self._endpoint} is gone")
+            raise InstanceFailure(FailureKind.REFUSED, f"{self._endpoint} is gone", started=False)
         return json.dumps(await self._provider.execute_on_resource(instance, method, params)).encode()
 
 
@@ -182,20 +186,30 @@ class _PoolHub(ResourceHub[Any]):
         super().__init__(provider.options)
         self._provider = provider
         self._numbers = count(1)
-        self._creating = 0
+        self._creations: dict[str, asyncio.Task[None]] = {}
+        # What was created and is not destroyed yet, and the part of it that is being destroyed.
+        self._owned: dict[str, ResourceInstance] = {}
+        self._ending: set[str] = set()
+        self._replacing: set[asyncio.Task[None]] = set()
         self._failed_in_a_row = 0
         self._failure = ""
         self._retry: asyncio.TimerHandle | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
-        await self._fill()
+        self._fill()
+        await asyncio.gather(*self._creations.values())
 
     async def discover(self) -> Iterable[ResourceInstance]:
         return await self._provider.discover()
 
+    # -- creating ----------------------------------------------------------------------------------------------
+
+    def _next(self, number: int = 0) -> ResourceInstance:
+        endpoint = f"{self.name}-{number}"
+        return self._provider.resource_instance(endpoint, None, ownership=Ownership.MANAGED, hub=self.name)
+
     def offer(self, requirements: Requirements) -> Offer:
-        if not requirements.capabilities <= self._provider.capabilities():
+        if not requirements.allow(self._next()):
             return Offer(OfferKind.NEVER)
         if self._retry is not None:
             return Offer(OfferKind.NEVER, reason=f"creating failed: {self._failure}")
@@ -203,87 +217,102 @@ class _PoolHub(ResourceHub[Any]):
 
     def _missing(self) -> int:
         limit: int = self.options.max_instances
-        return max(0, limit - len(self.instances))
+        return max(0, limit - len({*self._owned, *(instance.id for instance in self.instances)}))
 
     async def scale(self, requirements: Requirements, wanted: int) -> None:  # noqa: ARG002 - all are alike
-        more = min(wanted - self._creating, self._missing())
-        if more > 0 and self._retry is None:
-            await asyncio.gather(*(self._spawn(self._create()) for _ in range(more)))
+        self._begin(math.ceil(wanted / self._next().max_concurrent) - len(self._creations))
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+    def _fill(self) -> None:
+        """Create what is missing to the lower bound."""
+        self._begin(self.options.min_instances - len(self.instances))
 
-    async def _create(self) -> None:
-        endpoint = f"{self.name}-{next(self._numbers)}"
-        coming = self._provider.resource_instance(endpoint, None, ownership=Ownership.MANAGED, hub=self.name)
-        self._creating += 1
-        self.publish(coming, State.STARTING)
+    def _begin(self, more: int) -> None:
+        for _ in range(min(more, self._missing()) if self._retry is None else 0):
+            coming = self._next(next(self._numbers))
+            self.publish(coming, State.STARTING)
+            self._creations[coming.id] = asyncio.create_task(self._create(coming))
+
+    async def _create(self, coming: ResourceInstance) -> None:
+        failure, limit_s = "", self.options.create_timeout_s
         try:
-            async with asyncio.timeout(self.options.create_timeout_s):
+            async with asyncio.timeout(limit_s) as limit:
                 handle = await self._provider.create_resource(self.options)
-        except BaseException as error:
-            self._creating -= 1
-            self._create_failed(coming, error)
-            if not isinstance(error, Exception):
-                raise
+        except Exception as error:  # noqa: BLE001 - an author's own; it is logged, and told to those who wait
+            failure = f"not within {limit_s:g} s" if limit.expired() else f"{type(error).__name__}: {error}"
+        # Whoever is told of the end may ask for more, so it must not count any more.
+        self._creations.pop(coming.id, None)
+        if failure:
+            self._create_failed(coming, failure)
             return
-        self._creating -= 1
         self._failed_in_a_row = 0
-        self.publish(coming.changed(handle=handle, generation=1), State.READY)
+        created = self._owned[coming.id] = coming.changed(handle=handle, generation=1)
+        self.publish(created)
 
-    def _create_failed(self, coming: ResourceInstance, error: BaseException) -> None:
+    def _create_failed(self, coming: ResourceInstance, failure: str) -> None:
         """Say why, and try again later: those who wait are told by the withdrawal."""
-        self._failure = f"{type(error).__name__}: {error}"
-        logger.warning("%s: creating %s failed: %s", self.name, coming.endpoint, self._failure)
-        back_off_s = min(_BACK_OFF_S * 2.0**self._failed_in_a_row, _BACK_OFF_MAX_S)
-        self._failed_in_a_row += 1
-        if self._retry is not None:
-            self._retry.cancel()
-        self._retry = asyncio.get_running_loop().call_later(back_off_s, self._may_retry)
-        self.withdraw(coming.id, self._failure)
+        self._failure = failure
+        logger.warning("%s: creating %s failed: %s", self.name, coming.endpoint, failure)
+        if self._retry is None:
+            back_off_s = min(_BACK_OFF_S * 2.0 ** min(self._failed_in_a_row, 16), _BACK_OFF_MAX_S)
+            self._failed_in_a_row += 1
+            self._retry = asyncio.get_running_loop().call_later(back_off_s, self._may_retry)
+        self.withdraw(coming.id, failure)
 
     def _may_retry(self) -> None:
         self._retry = None
-        self._spawn(self._fill())
+        self._fill()
         self.supply_changed()
+
+    # -- checking and ending -----------------------------------------------------------------------------------
 
     async def check(self, instance: ResourceInstance) -> ResourceInstance:
         if await self._provider.check_resource(instance):
             return instance
-        if instance.ownership is Ownership.MANAGED:
+        if instance.id in self._owned:
             # Replaced rather than waited for; in a task of its own, because withdrawing it ends this check.
-            self._spawn(self._replace(instance))
+            task = asyncio.create_task(self._replace(instance))
+            self._replacing.add(task)
+            task.add_done_callback(self._replacing.discard)
         raise InstanceFailure(FailureKind.REFUSED, f"{instance.endpoint} is not well")
 
     async def _replace(self, instance: ResourceInstance) -> None:
         self.withdraw(instance.id, "not well")
         await self._destroy(instance)
-        await self._fill()
-        self.supply_changed()
-
-    async def _fill(self) -> None:
-        """Create what is missing to the lower bound."""
-        missing = self.options.min_instances - len(self.instances)
-        await asyncio.gather(*(self._spawn(self._create()) for _ in range(missing)))
-
-    async def _destroy(self, instance: ResourceInstance) -> None:
-        try:
-            await self._provider.destroy_resource(instance)
-        except Exception:
-            logger.exception("%s: destroying %s failed", self.name, instance.endpoint)
 
     async def retire(self, instance: ResourceInstance) -> None:
-        if instance.ownership is not Ownership.EXTERNAL:
-            await self._destroy(instance)
+        creation = self._creations.pop(instance.id, None)
+        if creation is not None:
+            creation.cancel()
+        await self._destroy(instance)
+
+    async def _destroy(self, instance: ResourceInstance) -> None:
+        """Destroy what is ours, once. If this is cancelled it stays ours, for `close`."""
+        owned = self._owned.get(instance.id)
+        if owned is None or owned.id in self._ending:
+            return
+        self._ending.add(owned.id)
+        try:
+            await self._provider.destroy_resource(owned)
+        except Exception:
+            logger.exception("%s: destroying %s failed", self.name, owned.endpoint)
+        finally:
+            self._ending.discard(owned.id)
+        del self._owned[owned.id]
+        if self.running:
+            self._fill()
+            self.supply_changed()
+
+    def withdraw(self, instance_id: str, reason: str) -> None:
+        super().withdraw(instance_id, reason)
+        if self.running:
+            self._fill()
 
     async def close(self) -> None:
+        creations, self._creations = tuple(self._creations.values()), {}
+        for task in creations:
+            task.cancel()
+        await asyncio.gather(*creations, *self._replacing, return_exceptions=True)
+        await asyncio.gather(*(self._destroy(instance) for instance in tuple(self._owned.values())))
         if self._retry is not None:
             self._retry.cancel()
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        ours = [i for i in self.instances if i.ownership is Ownership.MANAGED and i.handle is not None]
-        await asyncio.gather(*(self._destroy(instance) for instance in ours))
+            self._retry = None

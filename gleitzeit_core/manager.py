@@ -1,10 +1,4 @@
-"""Everything together, by name and from configuration: hubs, providers, routes, store and plugins.
-
-async with ResourceManager.from_config() as manager:
-answer = await manager.execute("llm/chat", {"model": "smollm2", "messages": [...]})
-async for part in manager.stream("llm/chat", {...}):
-...
-"""
+"""Everything together, by name and from configuration: hubs, providers, routes, store and plugins."""
 
 from __future__ import annotations
 
@@ -18,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from gleitzeit_core.config import check_configuration, find_configuration, read_configuration
 from gleitzeit_core.dispatch import Dispatcher
 from gleitzeit_core.errors import ClosedError, GleitzeitError, UnknownMethod
+from gleitzeit_core.hub_provider import HubProvider
 from gleitzeit_core.plugins import PluginHost
 from gleitzeit_core.pool import State
 from gleitzeit_core.routing import Route
@@ -27,6 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from random import Random
     from typing import Unpack
+
+    from pydantic import BaseModel
 
     from gleitzeit_core.clock import Clock
     from gleitzeit_core.config import Configuration, RouteSection
@@ -39,16 +36,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Looked up once: it reads files, which must not stop a running loop.
+_VERSION = version("gleitzeit-core")
 # Changes of instances that wait to be written to the store; beyond this the oldest is dropped, as newer ones follow.
 _CHANGES_MAX = 10_000
 
 
 class ResourceManager:
-    """Runs a configuration. Use it in an ``async with`` block.
+    """Runs a configuration, checked already, with the plugins it was checked against.
 
-    Args:
-        config: Checked already.
-        host: The plugins it was checked against.
+    For example::
+
+        async with ResourceManager.from_config() as manager:
+            answer = await manager.execute("llm/chat", {"model": "smollm2", "messages": [...]})
     """
 
     def __init__(self, config: Configuration, host: PluginHost) -> None:
@@ -60,7 +60,6 @@ class ResourceManager:
         self._changes: asyncio.Queue[InstanceChange] = asyncio.Queue(_CHANGES_MAX)
 
     def __repr__(self) -> str:
-        """Providers, and what is running."""
         return f"<ResourceManager {', '.join(self.providers) or 'closed'}, {self._dispatcher!r}>"
 
     @classmethod
@@ -79,14 +78,8 @@ class ResourceManager:
         host = PluginHost.load(disabled=raw.plugins.disabled, files=raw.plugins.files)
         return cls(check_configuration(raw, host), host)
 
-    # -- life --------------------------------------------------------------------------------------------------
-
     async def __aenter__(self) -> Self:
-        """Start the store, the providers and the hubs.
-
-        Raises:
-            GleitzeitError: A hub that the configuration names cannot start.
-        """
+        """Start the store, the providers and the hubs; `GleitzeitError` if a hub that is configured cannot start."""
         if self._dispatcher is not None:
             raise ClosedError("this manager is started already")
         # Plugins may import heavy SDKs, which must not stop a running loop.
@@ -151,6 +144,9 @@ class ResourceManager:
             self.providers[name] = provider
 
     async def _open_hubs(self) -> None:
+        for provider in self.providers.values():
+            if isinstance(provider, HubProvider):
+                await self.add_hub(provider.make_hub())
         if not self.config.explicit_hubs:
             await self._open_what_is_there()
             return
@@ -158,7 +154,7 @@ class ResourceManager:
         await asyncio.gather(*(self.add_hub(hub) for hub in hubs))
 
     async def _open_what_is_there(self) -> None:
-        """No hub is configured: try the kinds that can do without configuration, fallbacks only when nothing is found."""
+        """No hub is configured: try the kinds that need no configuration, fallbacks only when nothing is found."""
         ranked = [hub for hub in self.host.hubs.values() if hub.auto_rank is not None]
         for kind in sorted(ranked, key=lambda hub: hub.auto_rank or 0):
             if kind.fallback and any(report.state == State.READY for report in self.instances()):
@@ -169,68 +165,41 @@ class ResourceManager:
             except Exception as error:  # noqa: BLE001 - nobody asked for it by name, so the others go on without it
                 logger.warning("hub type %s cannot be used: %s", kind.name, error)
 
-    async def _make_hub(self, kind: HubType, options: Any, name: str) -> ResourceHub[Any]:  # noqa: ANN401 - the kind's own options
+    async def _make_hub(self, kind: HubType, options: BaseModel, name: str) -> ResourceHub[Any]:
         target = await asyncio.to_thread(self.host.load_target, kind)
         hub: ResourceHub[Any] = target(options, name=name)
         return hub
 
     async def add_hub(self, hub: ResourceHub[Any]) -> None:
-        """Start a hub, and check its instances.
-
-        Raises:
-            ValueError: There is one of that name.
-        """
+        """Start a hub, and check its instances; `ValueError` if there is one of that name."""
         await self.dispatcher.shell.add_hub(hub)
 
     async def remove_hub(self, name: str, *, grace_s: float = 30.0) -> None:
-        """Let a hub's instances finish what they have, then stop it.
-
-        Raises:
-            KeyError: There is none of that name.
-        """
+        """Let a hub's instances finish what they have, then stop it; `KeyError` if there is none of that name."""
         await self.dispatcher.shell.remove_hub(name, grace_s=grace_s)
-
-    # -- requests ----------------------------------------------------------------------------------------------
 
     @property
     def dispatcher(self) -> Dispatcher:
-        """What carries requests out.
-
-        Raises:
-            ClosedError: The manager is not started.
-        """
+        """What carries requests out; `ClosedError` if the manager is not started."""
         if self._dispatcher is None:
             raise ClosedError("this manager is not started: use it in an 'async with' block")
         return self._dispatcher
 
     def provider(self, method: str) -> Provider[Any]:
-        """The provider that has `method`.
-
-        Raises:
-            UnknownMethod: None has.
-        """
+        """The provider that has `method`; `UnknownMethod` if none has."""
         found = self.providers.get(method.partition("/")[0])
         if found is None:
-            known = [one.name for provider in self.providers.values() for one in provider.methods]
-            raise UnknownMethod(method, known)
+            raise UnknownMethod(method, [one.name for it in self.providers.values() for one in it.methods])
         return found
 
     async def execute(
         self, method: str, params: Mapping[str, Any] | None = None, **options: Unpack[RequestOptions]
     ) -> Any:  # noqa: ANN401 - what a method answers is its own
-        """Carry `method` out on one instance and return its answer.
-
-        Raises:
-            RequestError: It failed.
-        """
+        """Carry `method` out on one instance and return its answer; `RequestError` if it failed."""
         return await self.provider(method).execute(method, params, **options)
 
     def stream(self, method: str, params: Mapping[str, Any] | None = None, **options: Unpack[RequestOptions]) -> Stream:
-        """Carry `method` out and iterate over its answer's parts as they come.
-
-        Raises:
-            RequestError: It failed, here or in the iteration.
-        """
+        """Carry `method` out and iterate over its answer's parts; `RequestError`, here or there, if it failed."""
         return self.provider(method).stream(method, params, **options)
 
     async def each(
@@ -238,8 +207,6 @@ class ResourceManager:
     ) -> list[OnInstance]:
         """Carry `method` out on every instance that can, and return an outcome for each."""
         return await self.provider(method).each(method, params, **options)
-
-    # -- what is there -----------------------------------------------------------------------------------------
 
     def instances(self) -> tuple[InstanceReport, ...]:
         """All instances and how they are."""
@@ -250,7 +217,7 @@ class ResourceManager:
         machine = self.dispatcher.shell.admission
         totals = self.dispatcher.metrics.sum()
         return {
-            "version": version("gleitzeit-core"),
+            "version": _VERSION,
             "configuration": str(self.config.source) if self.config.source else None,
             "uptime_s": round(time.time() - self.started_at, 3),
             "requests": {"active": self.dispatcher.active, "waiting": machine.waiting, **totals.results},
@@ -273,27 +240,17 @@ class ResourceManager:
     def _instance_status(self, report: InstanceReport) -> dict[str, Any]:
         instance, series = report.instance, self.dispatcher.metrics.sum(instance_id=report.instance.id)
         return {
-            "id": instance.id,
-            "hub": instance.hub,
-            "kind": instance.kind,
-            "endpoint": instance.endpoint,
+            **{name: getattr(instance, name) for name in ("id", "hub", "kind", "endpoint")},
             "state": str(report.state),
             "reason": report.reason,
             "ownership": instance.ownership.value,
             "in_flight": report.in_flight,
-            "max_concurrent": instance.max_concurrent,
-            "weight": instance.weight,
-            "tags": sorted(instance.tags),
-            "capabilities": sorted(instance.capabilities),
-            "warm": sorted(instance.warm),
+            **{name: getattr(instance, name) for name in ("max_concurrent", "weight")},
+            **{name: sorted(getattr(instance, name)) for name in ("tags", "capabilities", "warm")},
             "served": sum(series.results.values()),
             "success_rate": round(series.success_rate, 4),
-            "p50_s": round(series.total_s.percentile(50), 6),
-            "p95_s": round(series.total_s.percentile(95), 6),
-            "p99_s": round(series.total_s.percentile(99), 6),
+            **{f"p{share}_s": round(series.total_s.percentile(share), 6) for share in (50, 95, 99)},
         }
-
-    # -- store -------------------------------------------------------------------------------------------------
 
     def _note(self, change: InstanceChange) -> None:
         if self._changes.full():
@@ -305,24 +262,11 @@ class ResourceManager:
         while self.store is not None and self.store.instances is not None:
             change = await self._changes.get()
             try:
-                if change.after is not None:
-                    await self.store.instances.put(change.after.id, _stored(change))
+                if (after := change.after) is not None:
+                    record = {name: getattr(after, name) for name in ("hub", "kind", "endpoint", "generation")}
+                    record |= {"ownership": after.ownership.value, "capabilities": sorted(after.capabilities)}
+                    await self.store.instances.put(after.id, record | {"state": change.state})
                 elif change.before is not None:
                     await self.store.instances.remove(change.before.id)
             except (GleitzeitError, OSError) as error:
                 logger.warning("store: an instance was not written: %s", error)
-
-
-def _stored(change: InstanceChange) -> dict[str, Any]:
-    after = change.after
-    if after is None:
-        return {}
-    return {
-        "hub": after.hub,
-        "kind": after.kind,
-        "endpoint": after.endpoint,
-        "generation": after.generation,
-        "ownership": after.ownership.value,
-        "capabilities": sorted(after.capabilities),
-        "state": change.state,
-    }

@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
+from gleitzeit_core.errors import FailureKind
 from gleitzeit_core.requests import Result
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 GROWTH: Final = 1.02
 _INVERSE_LOG: Final = 1 / math.log(GROWTH)
 _SMALLEST: Final = 1e-9
+_LOWEST: Final = math.ceil(math.log(_SMALLEST) * _INVERSE_LOG)
+# Neither the caller's own mistakes, nor an instance that is busy, count against anybody.
+_NEUTRAL: Final = frozenset((Result.CANCELLED.value, FailureKind.REJECTED.value, FailureKind.BUSY.value))
 
 
 class Histogram:
@@ -29,7 +33,7 @@ class Histogram:
     __slots__ = ("buckets", "count", "total")
 
     def __init__(self) -> None:
-        self.buckets: Counter[int] = Counter()
+        self.buckets: dict[int, int] = {}
         self.count = 0
         self.total = 0.0
 
@@ -39,13 +43,15 @@ class Histogram:
 
     def record(self, value: float) -> None:
         """Count `value`; what is below a nanosecond (or negative, from a clock's rounding) counts as that."""
-        self.buckets[math.ceil(math.log(max(value, _SMALLEST)) * _INVERSE_LOG)] += 1
+        bucket = math.ceil(math.log(value) * _INVERSE_LOG) if value > _SMALLEST else _LOWEST
+        self.buckets[bucket] = self.buckets.get(bucket, 0) + 1
         self.count += 1
         self.total += value
 
     def merge(self, other: Histogram) -> None:
         """Add all of `other`."""
-        self.buckets.update(other.buckets)
+        for bucket, count in other.buckets.items():
+            self.buckets[bucket] = self.buckets.get(bucket, 0) + count
         self.count += other.count
         self.total += other.total
 
@@ -83,7 +89,7 @@ class Series:
 
     def record(self, outcome: Outcome) -> None:
         """Count one try."""
-        self.results[outcome.kind.value if outcome.kind else outcome.result.value] += 1
+        self.results[(outcome.kind or outcome.result).value] += 1
         self.wait_s.record(outcome.wait_s)
         self.total_s.record(outcome.total_s)
         if outcome.first_output_s is not None:
@@ -99,7 +105,7 @@ class Series:
     @property
     def success_rate(self) -> float:
         """Successful tries among those that succeeded or failed; 1.0 when there were none."""
-        counted = sum(n for result, n in self.results.items() if result != Result.CANCELLED.value)
+        counted = sum(n for result, n in self.results.items() if result not in _NEUTRAL)
         return self.results[Result.OK.value] / counted if counted else 1.0
 
 

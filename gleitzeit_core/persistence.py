@@ -1,13 +1,12 @@
 """State that outlives a process or is shared between replicas, in facets; and the store that keeps it in memory.
 
 An adapter declares which facets it has by setting them; what needs one that is missing says so at start. Every lease
-carries a **fence**, a number that only grows: whoever acts under a lease sends its fence along, and a lower one is refused.
+carries a **fence**, a number that only grows: whoever acts under a lease sends it along, and a lower one is refused.
 """
 
 from __future__ import annotations
 
 import asyncio
-from abc import ABC
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -15,12 +14,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from gleitzeit_core.strategies.base import NoOptions
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Mapping
 
     from gleitzeit_core.clock import Clock
     from gleitzeit_core.requests import Request
 
 _BACKLOG = 1024
+_KEYS_MAX = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +93,10 @@ class Notify(Protocol):
         """Tell all who listen now."""
 
     def listen(self, topic: str) -> AsyncGenerator[str, None]:
-        """Messages from now on."""
+        """Messages from the first time it waits for one."""
 
 
-class HubPersistenceAdapter(ABC):  # noqa: B024 - facets are set, not overridden
+class HubPersistenceAdapter:
     """Base of all stores. A facet that is None is one the store does not have."""
 
     instances: Instances | None = None
@@ -109,7 +109,6 @@ class HubPersistenceAdapter(ABC):  # noqa: B024 - facets are set, not overridden
     """Whether other processes see it."""
 
     def __repr__(self) -> str:
-        """The facets it has."""
         return f"<{type(self).__name__}: {', '.join(self.facets)}>"
 
     @property
@@ -126,26 +125,26 @@ class HubPersistenceAdapter(ABC):  # noqa: B024 - facets are set, not overridden
 
 
 class MemoryStore(HubPersistenceAdapter):
-    """All facets, in this process.
-
-    Args:
-        options: None to set.
-        clock: Time.
-    """
+    """All facets, in this process. There are no options to set; `clock` is where time comes from."""
 
     def __init__(self, options: NoOptions | None = None, *, clock: Clock) -> None:
         self.options = options or NoOptions()
-        self.instances = _Instances()
-        self.metrics = _Metrics()
-        self.leases = _Leases(clock)
-        self.queue = _Queue(clock)
-        self.counters = _Counters(clock)
-        self.notify = _Notify()
+        self.instances = self.leases = self.queue = self.counters = self.metrics = self.notify = _Memory(clock)
 
 
-class _Instances:
-    def __init__(self) -> None:
+class _Memory:
+    """Every facet in one; the protocols above say what the methods do."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self._records: dict[str, Mapping[str, Any]] = {}
+        self._held: dict[str, StoredLease] = {}
+        self._fence = 0
+        self._requests: dict[str, tuple[Request, float]] = {}
+        self._keys: dict[str, None] = {}
+        self._sums: dict[str, tuple[float, float]] = {}
+        self._snapshots: dict[str, Mapping[str, Any]] = {}
+        self._listeners: defaultdict[str, set[asyncio.Queue[str]]] = defaultdict(set)
 
     async def put(self, instance_id: str, record: Mapping[str, Any]) -> None:
         self._records[instance_id] = dict(record)
@@ -156,32 +155,15 @@ class _Instances:
     async def all(self) -> dict[str, Mapping[str, Any]]:
         return dict(self._records)
 
-
-class _Metrics:
-    def __init__(self) -> None:
-        self._snapshots: dict[str, Mapping[str, Any]] = {}
-
-    async def write(self, source: str, snapshot: Mapping[str, Any]) -> None:
-        self._snapshots[source] = dict(snapshot)
-
-    async def read(self) -> dict[str, Mapping[str, Any]]:
-        return dict(self._snapshots)
-
-
-class _Leases:
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._held: dict[str, StoredLease] = {}
-        self._fence = 0
-
     async def acquire(self, name: str, holder: str, ttl_s: float) -> StoredLease | None:
         now, held = self._clock.wall(), self._held.get(name)
-        alive = held is not None and held.expires_at > now
-        if held is not None and alive and held.holder != holder:
-            return None
-        if held is None or not alive:
+        if held is None or held.expires_at <= now:
             self._fence += 1
-        fence = held.fence if held is not None and alive else self._fence
+            fence = self._fence
+        elif held.holder == holder:
+            fence = held.fence
+        else:
+            return None
         lease = self._held[name] = StoredLease(name, holder, now + ttl_s, fence)
         return lease
 
@@ -192,38 +174,26 @@ class _Leases:
         del self._held[lease.name]
         return True
 
-
-class _Queue:
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._requests: dict[str, tuple[Request, float]] = {}
-        self._keys: set[str] = set()
-
     async def push(self, request: Request) -> bool:
         key = request.idempotency_key or request.id
         if key in self._keys:
             return False
-        self._keys.add(key)
+        if len(self._keys) >= _KEYS_MAX:
+            del self._keys[next(iter(self._keys))]
+        self._keys[key] = None
         self._requests[request.id] = (request, 0.0)
         return True
 
     async def claim(self, visible_after_s: float) -> Request | None:
         now = self._clock.monotonic()
         due = [request for request, visible_at in self._requests.values() if visible_at <= now]
-        # Sorting is stable: within a priority the first to come is the first to go.
-        for request in sorted(due, key=lambda r: -r.priority):
-            self._requests[request.id] = (request, now + visible_after_s)
-            return request
-        return None
+        found = max(due, key=lambda request: request.priority, default=None)  # of equals, the first to come
+        if found is not None:
+            self._requests[found.id] = (found, now + visible_after_s)
+        return found
 
     async def settle(self, request_id: str) -> None:
         self._requests.pop(request_id, None)
-
-
-class _Counters:
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._sums: dict[str, tuple[float, float]] = {}
 
     async def add(self, name: str, amount: float, ttl_s: float) -> float:
         now = self._clock.monotonic()
@@ -233,10 +203,11 @@ class _Counters:
         self._sums[name] = (total + amount, expires_at)
         return total + amount
 
+    async def write(self, source: str, snapshot: Mapping[str, Any]) -> None:
+        self._snapshots[source] = dict(snapshot)
 
-class _Notify:
-    def __init__(self) -> None:
-        self._listeners: defaultdict[str, set[asyncio.Queue[str]]] = defaultdict(set)
+    async def read(self) -> dict[str, Mapping[str, Any]]:
+        return dict(self._snapshots)
 
     async def publish(self, topic: str, message: str) -> None:
         for queue in self._listeners.get(topic, ()):
@@ -251,8 +222,3 @@ class _Notify:
                 yield await queue.get()
         finally:
             self._listeners[topic].discard(queue)
-
-
-def facets_needed(store: HubPersistenceAdapter, needed: Sequence[str]) -> tuple[str, ...]:
-    """Those of `needed` that `store` does not have."""
-    return tuple(name for name in needed if name not in store.facets)

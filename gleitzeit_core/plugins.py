@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,11 +20,11 @@ from gleitzeit_core.hookspecs import (
     StoreType,
     StrategyType,
 )
-from gleitzeit_core.plugin_discovery import describe, file_plugins, installed_plugins
-from gleitzeit_core.plugin_loading import CORE_SECTIONS, KINDS, Loader, PluginRecord, Status, import_string
+from gleitzeit_core.plugin_discovery import PluginRecord, Status, describe, file_plugins, installed_plugins
+from gleitzeit_core.plugin_loading import CORE_SECTIONS, KINDS, Loader, import_string
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from gleitzeit_core.requests import FinishedRequest
@@ -59,9 +60,8 @@ class PluginHost:
         observes_requests: Whether anybody wants `request_finished`; if not, its argument need not be made.
     """
 
-    def __init__(self, loader: Loader, records: tuple[PluginRecord, ...]) -> None:
-        self.records = records
-        self.unknown_disabled: tuple[str, ...] = ()
+    def __init__(self, loader: Loader, records: tuple[PluginRecord, ...], unknown_disabled: tuple[str, ...]) -> None:
+        self.records, self.unknown_disabled = records, unknown_disabled
         self.hubs: Mapping[str, HubType] = loader.tables[HubType]
         self.providers: Mapping[str, ProviderType] = loader.tables[ProviderType]
         self.strategies: Mapping[str, StrategyType] = loader.tables[StrategyType]
@@ -74,10 +74,8 @@ class PluginHost:
         self.observes_requests = bool(self._implementations["gleitzeit_request_finished"])
 
     def __repr__(self) -> str:
-        """With the number of plugins in each state."""
-        states = [record.status for record in self.records]
-        counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
-        return f"<PluginHost {counts}>"
+        counts = Counter(record.status for record in self.records)
+        return f"<PluginHost {', '.join(f'{count} {status}' for status, count in counts.items())}>"
 
     @classmethod
     def load(
@@ -93,12 +91,15 @@ class PluginHost:
         Raises:
             PluginError: One of `needed` is missing or broken.
         """
-        loader = Loader(disabled)
-        host = cls(loader, loader.load([*installed_plugins(), *file_plugins(files)]))
-        known = {name for r in host.records for name in (r.name, r.distribution)}
-        host.unknown_disabled = tuple(name for name in disabled if name not in known)
-        host.require(needed)
-        return host
+        loader, records = Loader(disabled), (*installed_plugins(), *file_plugins(files))
+        loader.load(records)
+        known = {name for it in records for name in (it.name, it.distribution)}
+        states = {it.name: f"{it.status}: {it.reason}" for it in records}
+        states |= {it.name: "ok" for it in records if it.status == "ok"}
+        bad = [f"{n} is {states.get(n, 'not installed')}" for n in needed if states.get(n) != "ok"]
+        if bad:
+            raise PluginError(f"needed plugins cannot be used: {'; '.join(bad)}")
+        return cls(loader, records, tuple(name for name in disabled if name not in known))
 
     def hub_type(self, name: str) -> HubType:
         """The hub type called `name`, or `UnknownName` with what to do."""
@@ -123,16 +124,15 @@ class PluginHost:
             kind: ``hub type``, ``provider``, ``strategy``, ``store``, ``command`` or ``section``.
             name: The name that nothing answers to.
         """
-        wanted = name
         if not nearest(name, self._tables[kind]):  # an installed name that is near is the better answer
-            wanted = next(iter(get_close_matches(name, [n for k, n in WELL_KNOWN if k == kind], 1, 0.7)), name)
-        folders = WELL_KNOWN.get((kind, wanted), ())
-        likely = {wanted, f"gleitzeit-{wanted}", *(f.split("/")[1] for f in folders[:1])}
+            name = next(iter(get_close_matches(name, [n for k, n in WELL_KNOWN if k == kind], 1, 0.7)), name)
+        folders = WELL_KNOWN.get((kind, name), ())
+        likely = {name, f"gleitzeit-{name}", *(f.split("/")[1] for f in folders[:1])}
         for it in self.records:
             if it.status != "ok" and likely & {it.name, it.distribution}:
                 return f"plugin {it.name} ({it.distribution}) is {it.status}: {it.reason}"
         paths = " ".join(f"./{folder}" for folder in folders)
-        return f"{wanted!r} comes with pip install {paths} from a checkout of Gleitzeit" if paths else ""
+        return f"{name!r} comes with pip install {paths} from a checkout of Gleitzeit" if paths else ""
 
     def load_target(self, descriptor: _WithTarget) -> Any:  # noqa: ANN401 - a class of any kind, or a command
         """Import what `descriptor` stands for: a class, or a click command.
@@ -140,40 +140,18 @@ class PluginHost:
         Raises:
             PluginError: It cannot be used; names the plugin, the target and the cause.
         """
-        target = self._import(descriptor, descriptor.target)
-        if not isinstance(descriptor, CommandType) and not isinstance(target, type):
-            raise self._unusable(descriptor, descriptor.target, "not a class")
-        return target
+        return self._import(descriptor, descriptor.target, object if isinstance(descriptor, CommandType) else type)
 
     def load_options(self, descriptor: _WithOptions) -> type[BaseModel]:
-        """Import the options of `descriptor`.
-
-        Raises:
-            PluginError: They cannot be used; names the plugin, the import string and the cause.
-        """
-        options = self._import(descriptor, descriptor.options)
-        if not (isinstance(options, type) and issubclass(options, BaseModel)):
-            raise self._unusable(descriptor, descriptor.options, "not a pydantic model")
-        return options
-
-    def require(self, names: Iterable[str]) -> None:
-        """Insist that plugins are well.
-
-        Raises:
-            PluginError: Some are missing or broken; names them all, each with the reason.
-        """
-        states = {it.name: f"{it.status}: {it.reason}" for it in self.records}
-        states |= {it.name: "ok" for it in self.records if it.status == "ok"}
-        bad = [f"{n} is {states.get(n, 'not installed')}" for n in names if states.get(n) != "ok"]
-        if bad:
-            raise PluginError(f"needed plugins cannot be used: {'; '.join(bad)}")
+        """Import the options of `descriptor`, a pydantic model. Raises as `load_target` does."""
+        model: type[BaseModel] = self._import(descriptor, descriptor.options, type(BaseModel))
+        return model
 
     def warn(self) -> None:
         """Log a warning for each plugin that is broken and each disabled name that nothing has."""
         for it in self.records:
             if it.status not in ("ok", "disabled"):
-                where = f"{it.distribution} {it.version or it.source}"
-                _log.warning("plugin %s (%s) is %s: %s", it.name, where, it.status, it.reason)
+                _log.warning("plugin %s is %s: %s", it, it.status, it.reason)
         for name in self.unknown_disabled:
             hint = nearest(name, (it.name for it in self.records))
             _log.warning("plugins.disabled names %r, which nothing has; %s", name, hint)
@@ -205,13 +183,12 @@ class PluginHost:
             return table[name]
         raise UnknownName(word, name, table, self.hint(word, name))
 
-    def _import(self, descriptor: Descriptor, text: str) -> Any:  # noqa: ANN401 - not yet known
+    def _import(self, descriptor: Descriptor, text: str, expected: type) -> Any:  # noqa: ANN401 - not yet known
         try:
-            return import_string(text)
+            found = import_string(text)
+            if not isinstance(found, expected):
+                raise TypeError(f"not a {'class' if expected is type else 'pydantic model'}")  # noqa: TRY301
         except (Exception, SystemExit) as error:
-            raise self._unusable(descriptor, text, describe(error)) from error
-
-    def _unusable(self, descriptor: Descriptor, text: str, reason: str) -> PluginError:
-        what = f"{KINDS[type(descriptor)][0]} {descriptor.name!r}"
-        owner = self._owners.get(descriptor, "unknown")
-        return PluginError(f"plugin {owner}: {what}: {text}: {reason}")
+            what, owner = f"{KINDS[type(descriptor)][0]} {descriptor.name!r}", self._owners.get(descriptor, "unknown")
+            raise PluginError(f"plugin {owner}: {what}: {text}: {describe(error)}") from error
+        return found

@@ -12,9 +12,11 @@ Three ways to hold one, all first-class:
 
 from __future__ import annotations
 
+import asyncio
 import time
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypedDict, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel, ValidationError
 
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 class RequestOptions(TypedDict, total=False):
     """What a caller may say about a request besides its parameters; see `Request`.
 
-    ``timeout_s`` is turned into a deadline; ``tags`` and ``instances`` narrow down where it may run.
+    ``timeout_s``, above 0, is turned into a deadline; ``tags`` and ``instances`` narrow down where it may run.
     """
 
     timeout_s: float | None
@@ -71,6 +73,7 @@ class Provider(ABC, Generic[OptionsT]):
         self._hub = hub
         self._dispatcher: Dispatcher | None = None
         self._by_name = {method.name: method for method in self.methods}
+        self._anything = Requirements(accepts=self.accepts)
 
     def __repr__(self) -> str:
         """Protocol and what it is bound to."""
@@ -97,7 +100,7 @@ class Provider(ABC, Generic[OptionsT]):
 
     def requirements(self, request: Request) -> Requirements:
         """What `request` needs of an instance, besides what its caller demands: capabilities, such as a model."""
-        return Requirements(accepts=self.accepts)
+        return self._anything
 
     async def answer(self, request: Request, instances: tuple[InstanceReport, ...]) -> Any:  # noqa: ANN401 - as above
         """Answer a method marked ``local``.
@@ -143,27 +146,29 @@ class Provider(ABC, Generic[OptionsT]):
             UnknownMethod: There is no such method.
             InvalidRequest: The parameters are wrong.
         """
-        checked = self._checked(self.method(method), params or {})
-        timeout_s = options.get("timeout_s")
-        request = Request(
-            method=method,
-            params=checked,
-            deadline=None if timeout_s is None else time.time() + timeout_s,
-            priority=options.get("priority", 0),
-            tenant=options.get("tenant", ""),
-            affinity=options.get("affinity", ""),
-            cost=options.get("cost", 1.0),
-            idempotency_key=options.get("idempotency_key", ""),
-        )
-        return self.complete(request, tags=options.get("tags", ()), instances=options.get("instances", ()))
+        fields = cast("dict[str, Any]", options)
+        tags, instances = fields.pop("tags", ()), fields.pop("instances", ())
+        timeout_s, cost = fields.pop("timeout_s", None), fields.get("cost", 1.0)
+        if timeout_s is not None:
+            fields["deadline"] = self._wall() + _positive("timeout_s", timeout_s)
+        _positive("cost", cost)
+        request = Request(method=method, params=self._checked(self.method(method), params or {}), **fields)
+        # Nobody else has seen it yet; a changed copy would take as long as all the rest.
+        object.__setattr__(request, "requirements", self._needs(request, tags, instances))
+        return request
 
     def complete(self, request: Request, *, tags: Iterable[str] = (), instances: Iterable[str] = ()) -> Request:
         """`request` with its requirements filled in."""
+        return request.changed(requirements=self._needs(request, tags, instances))
+
+    def _needs(self, request: Request, tags: Iterable[str], instances: Iterable[str]) -> Requirements:
         needs = self.requirements(request)
-        tags, instances = frozenset(tags), frozenset(instances)
         if tags or instances:
-            needs = needs.narrowed(tags=tags, instances=instances)
-        return request.changed(requirements=needs)
+            needs = needs.narrowed(tags=frozenset(tags), instances=frozenset(instances))
+        return needs
+
+    def _wall(self) -> float:
+        return time.time() if self._dispatcher is None else self._dispatcher.clock.wall()
 
     async def execute(
         self, method: str, params: Mapping[str, Any] | None = None, **options: Unpack[RequestOptions]
@@ -173,7 +178,7 @@ class Provider(ABC, Generic[OptionsT]):
         Raises:
             RequestError: It failed.
         """
-        answer = await self._bound().one(self, self.request(method, params, **options))
+        answer = await self.dispatcher.one(self, self.request(method, params, **options))
         return answer.value
 
     def stream(self, method: str, params: Mapping[str, Any] | None = None, **options: Unpack[RequestOptions]) -> Stream:
@@ -183,13 +188,13 @@ class Provider(ABC, Generic[OptionsT]):
             RequestError: It failed, here or in the iteration.
         """
         request = self.request(method, {**(params or {})}, **options).changed(stream=True)
-        return self._bound().stream(self, request)
+        return self.dispatcher.stream(self, request)
 
     async def each(
         self, method: str, params: Mapping[str, Any] | None = None, **options: Unpack[RequestOptions]
     ) -> list[OnInstance]:
         """Carry `method` out on every instance that can, and return an outcome for each."""
-        return await self._bound().each(self, self.request(method, params, **options))
+        return await self.dispatcher.each(self, self.request(method, params, **options))
 
     def _checked(self, method: Method, params: Mapping[str, Any]) -> Mapping[str, Any]:
         if method.params is None:
@@ -209,34 +214,77 @@ class Provider(ABC, Generic[OptionsT]):
         """Send requests through `dispatcher`."""
         self._dispatcher = dispatcher
 
-    def _bound(self) -> Dispatcher:
+    @property
+    def dispatcher(self) -> Dispatcher:
+        """What carries its requests out.
+
+        Raises:
+            ClosedError: It is not open.
+        """
         if self._dispatcher is None:
-            raise ClosedError(
-                f"{type(self).__name__} is not open: use it in an 'async with' block or through a manager"
-            )
+            name = type(self).__name__
+            raise ClosedError(f"{name} is not open: use it in an 'async with' block or through a manager")
         return self._dispatcher
 
     async def __aenter__(self) -> Self:
-        """Open it with its hub. A hub that several providers share is started by the first and stopped by the last."""
+        """Open it, and its hub. A hub that several providers share is started by the first and stopped by the last."""
         if self._dispatcher is not None:
             raise ClosedError(f"{type(self).__name__} is open already")
-        hub = self._hub if self._hub is not None else self.make_hub()
-        self._dispatcher = await Dispatcher.shared(hub)
+        await self.open()
         try:
-            await self.open()
+            hub = self._hub if self._hub is not None else self.make_hub()
+            self._shared = _SHARED.setdefault(hub, _Shared())
+            self._dispatcher = await self._shared.join(hub)
         except BaseException:
-            await self._leave()
+            await self.close()
             raise
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        """Close it, and the hub with its last provider."""
+        """Leave the hub, which ends what runs if this was its last provider; then close."""
+        self._dispatcher = None
         try:
-            await self.close()
+            await self._shared.leave()
         finally:
-            await self._leave()
+            await self.close()
 
-    async def _leave(self) -> None:
-        dispatcher, self._dispatcher = self._dispatcher, None
-        if dispatcher is not None:
-            await dispatcher.leave()
+
+class _Shared:
+    """The dispatcher of a hub that is used without a manager, by one provider or several."""
+
+    def __init__(self) -> None:
+        self._dispatcher: Dispatcher | None = None
+        self._users = 0
+        # Whoever comes while it opens or closes waits for that.
+        self._lock = asyncio.Lock()
+
+    async def join(self, hub: ResourceHub[Any]) -> Dispatcher:
+        """One user more; the first one starts the hub."""
+        async with self._lock:
+            if self._dispatcher is None:
+                made = Dispatcher()
+                try:
+                    await made.shell.add_hub(hub)
+                except BaseException:
+                    await made.aclose()
+                    raise
+                self._dispatcher = made
+            self._users += 1
+            return self._dispatcher
+
+    async def leave(self) -> None:
+        """One user fewer; the last one stops the hub."""
+        self._users -= 1
+        async with self._lock:
+            if self._users == 0 and self._dispatcher is not None:
+                dispatcher, self._dispatcher = self._dispatcher, None
+                await dispatcher.aclose()
+
+
+_SHARED: WeakKeyDictionary[ResourceHub[Any], _Shared] = WeakKeyDictionary()
+
+
+def _positive(name: str, value: float) -> float:
+    if not value > 0:
+        raise InvalidRequest(f"{name} must be above 0, not {value!r}", param=name)
+    return value

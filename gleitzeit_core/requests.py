@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 from gleitzeit_core.resources import Requirements, empty
@@ -146,6 +147,10 @@ class FinishedRequest:
     total_s: float
 
 
+_ids = Random()
+os.register_at_fork(after_in_child=_ids.seed)
+
+
 def new_request_id() -> str:
     """16 random hexadecimal digits: unique enough for logs and headers, cheap enough for every request."""
-    return os.urandom(8).hex()
+    return f"{_ids.getrandbits(64):016x}"

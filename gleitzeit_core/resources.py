@@ -188,11 +188,13 @@ def instance_id(kind: str, endpoint: str) -> str:
 
     Args:
         kind: The hub's type.
-        endpoint: A URL or another unique name; a trailing slash and the scheme's case do not count.
+        endpoint: A URL or another unique name; a trailing slash and the case of a URL's scheme and host do not count.
     """
-    canonical = endpoint.strip().rstrip("/")
-    digest = hashlib.sha256(f"{kind}\0{canonical.lower()}".encode()).hexdigest()[:8]
-    readable = canonical.split("://", 1)[-1].split("@")[-1]
+    scheme, mark, rest = endpoint.strip().rstrip("/").rpartition("://")
+    host, slash, path = rest.partition("/") if mark else ("", "", rest)
+    canonical = f"{scheme.lower()}{mark}{host.lower()}{slash}{path}"
+    digest = hashlib.sha256(f"{kind}\0{canonical}".encode()).hexdigest()[:8]
+    readable = f"{host.lower()}{slash}{path}".split("@")[-1]
     label = "".join(c if c.isalnum() or c in ".-" else "-" for c in readable)[:40].strip("-") or kind
     return f"{kind}-{label}-{digest}"
 

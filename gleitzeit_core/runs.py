@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
-from gleitzeit_core.errors import DeadlineExceeded, ShuttingDown
-from gleitzeit_core.pool import State
+from gleitzeit_core.errors import DeadlineExceeded
 from gleitzeit_core.requests import Served
+from gleitzeit_core.routing import Ticket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
-    from types import TracebackType
 
-    from gleitzeit_core.clock import Clock
     from gleitzeit_core.errors import RequestError
     from gleitzeit_core.hookspecs import InstanceChange
-    from gleitzeit_core.pool import Record
     from gleitzeit_core.requests import FinishedRequest, Method, Outcome, Request
     from gleitzeit_core.resources import Channel, ResourceInstance, Speaks
-    from gleitzeit_core.routing import Ticket
 
 
 class Executor(Protocol):
@@ -83,14 +79,6 @@ class InstanceReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What a method answered, and who gave the answer."""
-
-    value: Any
-    served: Served
-
-
-@dataclass(frozen=True, slots=True)
 class OnInstance:
     """What became of a request on one of the instances of `Dispatcher.each`: `value` or `error`."""
 
@@ -100,59 +88,76 @@ class OnInstance:
 
 
 @dataclass(slots=True, eq=False)
-class Run:
-    """One request on its way, over all its tries."""
+class Run(Ticket):
+    """One request on its way, over all its tries.
 
-    request: Request
-    method: Method
-    ticket: Ticket
+    In a ``with run:`` block its task can be ended from outside: `end` cancels it, and the block turns the cancellation
+    into the run's error. That is what `asyncio.timeout` does, without a timer for each request.
+    """
+
+    method: Method = field(kw_only=True)
+    instance_id: str = ""
     queued_s: float = 0.0
     wait_s: float = 0.0
+    first_output_s: float | None = None
     tries: int = 0
     requeued: bool = False
     retrying: bool = False
-    own_deadline: bool = False
-    instance_id: str = ""
     outcome: Outcome | None = None
-    scope: asyncio.Timeout | None = None
-    ended_by_close: bool = False
+    ending: RequestError | None = None
+    _task: asyncio.Task[Any] | None = None
+    _cancelled: bool = False
+    _cancelling: int = 0
 
     @property
     def served(self) -> Served:
         """Who serves it, as of now."""
         return Served(instance_id=self.instance_id, queued_s=self.queued_s, tries=self.tries)
 
+    def end(self, error: RequestError) -> None:
+        """End it with `error`: now, if it is in its block; otherwise when it comes to the next one."""
+        if self.ending is None:
+            self.ending = error
+            if self._task is not None:
+                self._cancelled = True
+                self._task.cancel()
 
-class Limit:
-    """A request's deadline, and the end of the grace period, as errors. Around every wait for an instance."""
+    def late(self, now: float, *, queued: bool) -> RequestError:
+        """The error of a run whose time ran out: between two tries, what the last instance said."""
+        if queued and self.last_failure is not None:
+            return self.last_failure
+        return DeadlineExceeded(where="queue" if queued else "instance", after_s=now - self.arrived_at)
 
-    __slots__ = ("_clock", "_run", "_timeout")
+    def __enter__(self) -> None:
+        if self.ending is not None:
+            raise self.ending
+        self._task = asyncio.current_task()
+        self._cancelling = self._task.cancelling() if self._task is not None else 0
 
-    def __init__(self, run: Run, clock: Clock) -> None:
-        self._run, self._clock = run, clock
-        deadline = run.ticket.deadline
-        delay_s = None if deadline is None else max(0.0, deadline - clock.monotonic())
-        self._timeout = asyncio.timeout(0 if run.ended_by_close else delay_s)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        task, self._task = self._task, None
+        if self._cancelled and task is not None:
+            self._cancelled = False
+            # Cancelled by its own caller as well, it stays cancelled.
+            if task.uncancel() <= self._cancelling and kind is asyncio.CancelledError and self.ending is not None:
+                raise self.ending from None
 
-    async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
-        self._run.scope = self._timeout
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._run.scope = None
-        try:
-            await self._timeout.__aexit__(kind, error, trace)
-        except TimeoutError:
-            if self._run.ended_by_close:
-                raise ShuttingDown("shutting down: the grace period is over") from None
-            after_s = self._clock.monotonic() - self._run.ticket.arrived_at
-            raise DeadlineExceeded(where="instance", after_s=after_s) from None
+@dataclass(slots=True)
+class Answer:
+    """What a method answered, and who gave the answer."""
+
+    value: Any
+    run: Run = field(repr=False)
+
+    @property
+    def served(self) -> Served:
+        """Who gave it."""
+        return self.run.served
 
 
 class Stream:
-    """An answer in parts. Iterate over it; leave it early with `aclose` or by ``async with``, which cancels the work."""
+    """An answer in parts. Iterate over it; leave it early with `aclose` or ``async with``, which cancels the work."""
 
     def __init__(self, parts: AsyncGenerator[Any, None], run: Run) -> None:
         self._parts, self._run = parts, run
@@ -181,10 +186,3 @@ class Stream:
     async def aclose(self) -> None:
         """Stop the work and free its slot. More than once is fine."""
         await self._parts.aclose()
-
-
-def report(record: Record) -> InstanceReport:
-    state = record.state.value
-    if record.state is State.READY and record.breaker.until is not None:
-        state = "ejected"
-    return InstanceReport(record.instance, state, record.in_flight, record.reason)

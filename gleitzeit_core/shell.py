@@ -13,13 +13,14 @@ from gleitzeit_core.errors import RequestError
 from gleitzeit_core.health import HealthMonitor
 from gleitzeit_core.pool import State
 from gleitzeit_core.requests import Outcome, Result
+from gleitzeit_core.resources import Ownership
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from random import Random
 
     from gleitzeit_core.breaker import BreakerPolicy
-    from gleitzeit_core.clock import Clock, TimerHandle
+    from gleitzeit_core.clock import Clock
     from gleitzeit_core.hookspecs import InstanceChange
     from gleitzeit_core.hub import ResourceHub
     from gleitzeit_core.pool import Slot
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+# Instances that are being retired or made ready again when all is closed get this long; so does a hub whose `scale`
+# failed, before it is asked again.
+_END_S = 5.0
+_SCALE_AGAIN_S = 1.0
 
 
 class Shell:
@@ -47,6 +53,8 @@ class Shell:
         self.hubs: dict[str, ResourceHub[Any]] = {}
         self._listeners: list[Callable[[InstanceChange], None]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
+        # Those of them that should end rather than be cancelled.
+        self._finishing: set[asyncio.Task[Any]] = set()
         self._scaling: dict[tuple[str, Requirements], int] = {}
 
     def __repr__(self) -> str:
@@ -63,14 +71,18 @@ class Shell:
         """
         if hub.name in self.hubs:
             raise ValueError(f"there is a hub {hub.name!r} already")
-        self.hubs[hub.name] = hub
-        self.admission.suppliers[hub.name] = hub
+        self.hubs[hub.name] = self.admission.suppliers[hub.name] = hub
         try:
             await hub.start(self)
+            try:
+                await asyncio.gather(*(self.health.check(instance.id) for instance in hub.instances))
+            except BaseException:
+                await hub.stop()
+                raise
         except BaseException:
             self._forget_hub(hub.name)
             raise
-        await asyncio.gather(*(self.health.check(instance.id) for instance in hub.instances))
+        self.admission.supply_changed()
 
     async def remove_hub(self, name: str, *, grace_s: float = 30.0) -> None:
         """Let a hub's instances finish what they have, then stop it.
@@ -84,9 +96,13 @@ class Shell:
         """
         hub = self.hubs[name]
         await hub.stop_searching()
+        self.admission.supply_changed()
         empty = asyncio.Event()
 
-        def look(_: InstanceChange) -> None:
+        def look(change: InstanceChange) -> None:
+            # What was being created may still come.
+            if change.after is not None and change.after.hub == name:
+                self.admission.drain(change.after.id, "its hub is being removed")
             if not hub.instances:
                 empty.set()
 
@@ -109,53 +125,45 @@ class Shell:
         self.admission.suppliers.pop(name, None)
 
     async def aclose(self) -> None:
-        """Stop the checks, the hubs and what runs in the background. More than once is fine."""
+        """Stop the checks, what runs in the background and the hubs. More than once is fine."""
         await self.health.aclose()
+        if self._finishing:
+            await asyncio.wait(self._finishing, timeout=_END_S)
+        await self._cancel_all()
         hubs = list(self.hubs.values())
         results = await asyncio.gather(*(hub.stop() for hub in hubs), return_exceptions=True)
         for hub, result in zip(hubs, results, strict=True):
             if isinstance(result, Exception):
                 logger.error("hub %s did not stop cleanly", hub.name, exc_info=result)
             self._forget_hub(hub.name)
-        for task in tuple(self._tasks):
+        await self._cancel_all()
+
+    async def _cancel_all(self) -> None:
+        for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # -- slots -------------------------------------------------------------------------------------------------
 
-    async def acquire(self, ticket: Ticket) -> tuple[Slot, float]:
-        """A slot for `ticket`, and the seconds it waited in the queue.
+    async def wait(self, ticket: Ticket) -> Slot:
+        """The slot of a ticket that was submitted and waits. To be called at once after that.
 
         Raises:
             RequestError: It gets none.
         """
-        ticket.waiter = None
-        slot = self.admission.submit(ticket)
-        if slot is not None:
-            return slot, 0.0
-        slot = await self._wait(ticket)
-        return slot, slot.taken_at - ticket.queued_at
-
-    async def _wait(self, ticket: Ticket) -> Slot:
         if ticket.waiter is None:
             ticket.waiter = asyncio.get_running_loop().create_future()
         waiter: asyncio.Future[Slot] = ticket.waiter
-        timer = self._expiry(ticket)
         try:
-            return await waiter
+            slot = await waiter
         except asyncio.CancelledError:
             # It may have been given a slot in the very moment its caller left.
             if not self.admission.cancel(ticket):
                 self._give_back(ticket)
             raise
         finally:
-            if timer is not None:
-                timer.cancel()
-
-    def _expiry(self, ticket: Ticket) -> TimerHandle | None:
-        if ticket.deadline is None:
-            return None
-        return self.clock.call_at(ticket.deadline, lambda: self.admission.expire(ticket))
+            ticket.waiter = None
+        return slot
 
     def _give_back(self, ticket: Ticket) -> None:
         granted: asyncio.Future[Slot] = ticket.waiter
@@ -179,11 +187,11 @@ class Shell:
             case Scale(hub, requirements, wanted):
                 self._scale(hub, requirements, wanted)
             case Recycle(slot, outcome):
-                self.spawn(self._recycle(slot, outcome))
+                self._finish(self._recycle(slot, outcome))
             case Suspect(instance_id):
                 self.health.suspect(instance_id)
             case Emptied(instance):
-                self.spawn(self._retire(instance))
+                self._finish(self._retire(instance))
 
     def _changed(self, change: InstanceChange) -> None:
         after = change.after
@@ -192,7 +200,10 @@ class Shell:
         elif after is not None:
             self._watch(after, change.state)
         for listener in tuple(self._listeners):
-            listener(change)
+            try:
+                listener(change)
+            except Exception:
+                logger.exception("%r failed", listener)
 
     def _watch(self, instance: ResourceInstance, state: str) -> None:
         hub = self.hubs.get(instance.hub)
@@ -204,22 +215,22 @@ class Shell:
             self.health.watch(instance, hub, interval_s=options.check_interval_s, timeout_s=options.check_timeout_s)
 
     def _scale(self, hub: str, requirements: Requirements, wanted: int) -> None:
-        """One call of a hub's `scale` at a time for the same requirements; the latest number counts."""
-        key = (hub, requirements)
-        running = key in self._scaling
-        self._scaling[key] = wanted
+        """One call of a hub's `scale` at a time for the same requirements; then one more if it was wanted meanwhile."""
+        running = (hub, requirements) in self._scaling
+        self._scaling[hub, requirements] = wanted
         if not running:
-            self.spawn(self._keep_scaling(key))
+            self.spawn(self._keep_scaling(hub, requirements))
 
-    async def _keep_scaling(self, key: tuple[str, Requirements]) -> None:
-        name, requirements = key
-        asked = 0
+    async def _keep_scaling(self, name: str, requirements: Requirements) -> None:
         try:
-            while name in self.hubs and self._scaling[key] != asked:
-                asked = self._scaling[key]
-                await self.hubs[name].scale(requirements, asked)
+            while name in self.hubs and (wanted := self._scaling[name, requirements]):
+                self._scaling[name, requirements] = 0
+                await self.hubs[name].scale(requirements, wanted)
+        except Exception:
+            logger.exception("hub %s: creating instances failed; the next try is in %g s", name, _SCALE_AGAIN_S)
+            self.clock.call_at(self.clock.monotonic() + _SCALE_AGAIN_S, self.admission.supply_changed)
         finally:
-            del self._scaling[key]
+            del self._scaling[name, requirements]
 
     async def _recycle(self, slot: Slot, outcome: Outcome) -> None:
         keep = False
@@ -234,10 +245,14 @@ class Shell:
         if hub is None:
             return
         try:
-            await hub.retire(instance)
-        finally:
+            if instance.ownership is not Ownership.EXTERNAL:
+                await hub.retire(instance)
+        except Exception:
+            logger.exception("hub %s: retiring %s failed", hub.name, instance.id)
+        # Cancelled, it stays in its hub's books, and the hub stops it when it closes. It may have been started anew.
+        record = self.admission.pool.records.get(instance.id)
+        if record is not None and record.state is State.DRAINING:
             hub.withdraw(instance.id, "retired")
-            self.admission.supply_changed()
 
     # -- background --------------------------------------------------------------------------------------------
 
@@ -248,8 +263,12 @@ class Shell:
         task.add_done_callback(self._spawned_ended)
         return task
 
+    def _finish(self, work: Coroutine[Any, Any, None]) -> None:
+        self._finishing.add(self.spawn(work))
+
     def _spawned_ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
+        self._finishing.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, RequestError):
             logger.error("background work failed", exc_info=error)
@@ -258,6 +277,9 @@ class Shell:
 
     def put(self, instance: ResourceInstance, state: State) -> None:
         """An instance is there, or has changed."""
+        hub = self.hubs.get(instance.hub)
+        if hub is not None:
+            hub.note(instance)
         self.admission.put(instance, state)
 
     def set_state(self, instance_id: str, state: State, reason: str) -> None:

@@ -11,8 +11,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gleitzeit_core.cli.views import configuration_schema, show_configuration
 from gleitzeit_core.config import Configuration, check_configuration, read_configuration
-from gleitzeit_core.config_views import configuration_schema, show_configuration
 from gleitzeit_core.errors import ConfigurationError
 from gleitzeit_core.plugins import PluginHost
 

@@ -12,8 +12,8 @@ import pytest
 
 from gleitzeit_core.errors import PluginError, UnknownName
 from gleitzeit_core.hookspecs import HubType, InstanceChange, SectionType
-from gleitzeit_core.plugin_discovery import FoundPlugin, unmet_requirement
-from gleitzeit_core.plugins import WELL_KNOWN, PluginHost, PluginRecord
+from gleitzeit_core.plugin_discovery import PluginRecord, unmet_requirement
+from gleitzeit_core.plugins import WELL_KNOWN, PluginHost
 from gleitzeit_core.requests import FinishedRequest, Request
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def test_requirements_count_as_pip_counts_them(install: Install) -> None:
 )
 def test_requirements_against_other_versions_of_the_core(requirement: str, version: str, *, unmet: bool) -> None:
     """A pre-release counts as what it is; a core that was never installed has no version to compare."""
-    plugin = FoundPlugin("x", "gz-x", "1.0", "gz_x", lambda: None, (requirement,))
+    plugin = PluginRecord("x", "gz-x", "1.0", "gz_x", lambda: None, (requirement,))
     assert bool(unmet_requirement(plugin, version)) is unmet
 
 
@@ -189,10 +189,6 @@ def test_other_peoples_broken_metadata_is_no_plugin(install: Install) -> None:
         ("@hookimpl\nasync def gleitzeit_register_hubs(): return []", "plain, synchronous function"),
         ("@hookimpl\nasync def gleitzeit_request_finished(finished): ...", "plain, synchronous function"),
         ("@hookimpl(wrapper=True)\ndef gleitzeit_register_hubs(): return (yield)", "plain, synchronous function"),
-        (
-            "async def later(): ...\n@hookimpl\ndef gleitzeit_register_hubs(): return later()",
-            "returned coroutine, not a list",
-        ),
         ("def gleitzeit_register_hubs(): return []", "gleitzeit_register_hubs is not marked with @hookimpl"),
         ("@hookimpl\ndef gleitzeit_register_hubs(config): return []", "config"),
         (f"@hookimpl\ndef gleitzeit_register_hubs(): return {HUB}", "returned HubType, not a list"),
@@ -202,7 +198,10 @@ def test_other_peoples_broken_metadata_is_no_plugin(install: Install) -> None:
         (f"@hookimpl\ndef gleitzeit_register_hubs(): return [{HUB.replace('lamp', 'Lamp!')}]", "'Lamp!'"),
         (f"@hookimpl\ndef gleitzeit_register_hubs(): return [{HUB.replace(chr(34) + 'lamp' + chr(34), '7')}]", "7"),
         (f"@hookimpl\ndef gleitzeit_register_hubs(): return [{HUB.replace('gz_x:Hub', 'gz_x.Hub')}]", "module:Name"),
-        (f"@hookimpl\ndef gleitzeit_register_hubs(): return [{HUB.replace('gz_x:Options', '')}]", "options ''"),
+        (
+            f"@hookimpl\ndef gleitzeit_register_hubs(): return [{HUB.replace('gz_x:Options', '')}]",
+            "options must be module:Name, not ''",
+        ),
         (
             f"@hookimpl\ndef gleitzeit_register_hubs(): return [{HUB[:-1]}, auto_rank='1')]",
             "auto_rank must be int | None, not '1'",
@@ -472,7 +471,7 @@ def test_an_unknown_name_that_nobody_has_says_no_more_than_that(install: Install
     [
         ("gz_none:Hub", "gz_none:Options", "ModuleNotFoundError: No module named 'gz_none'"),
         ("gz_one_parts:Nothing", "gz_one_parts:Nothing", "AttributeError: module 'gz_one_parts' has no attribute"),
-        ("gz_one_parts:switch", "gz_one_parts:LampHub", "not a "),
+        ("gz_one_parts:switch", "gz_one_parts:LampHub", "TypeError: not a "),
         ("gz_exits:Hub", "gz_exits:Options", "SystemExit: 3"),
     ],
 )

@@ -42,6 +42,10 @@ class Candidate(Protocol):
     def load(self) -> float:
         """Requests in flight divided by weight."""
 
+    @property
+    def room(self) -> int:
+        """Requests it could take now; 0 or less when it is busy."""
+
 
 class Wait:
     """A strategy's answer when nothing free is better than waiting."""
@@ -56,16 +60,36 @@ class Wait:
 WAIT: Final = Wait()
 
 
-class View(Protocol):
-    """What a strategy chooses from."""
+class View:
+    """What a strategy chooses from. At least one candidate has room when `Strategy.pick` is asked.
 
-    @property
-    def candidates(self) -> Sequence[Candidate]:
-        """All that could serve the request, busy ones included; in a stable order. Replaced, never changed."""
+    Args:
+        candidates: All that could serve the request, busy ones included, in order of id. Replaced, never changed.
+    """
+
+    __slots__ = ("candidates",)
+
+    def __init__(self, candidates: Sequence[Candidate]) -> None:
+        self.candidates = candidates
 
     @property
     def free(self) -> Sequence[Candidate]:
-        """Those of `candidates` with a free slot now, in the same order; never empty in `Strategy.pick`."""
+        """Those of `candidates` with room now, in the same order. Found anew each time, which takes a while for many."""
+        return [candidate for candidate in self.candidates if candidate.room > 0]
+
+    def least_loaded(self, random: Random) -> Candidate:
+        """The one with room and the least `Candidate.load`; among equals each has the same chance."""
+        free = self.free
+        least = min(candidate.load for candidate in free)
+        return random.choice([candidate for candidate in free if candidate.load == least])
+
+    def holds(self, candidate: Candidate) -> bool:
+        """Whether it is one of `candidates`."""
+        return candidate in self.candidates
+
+    def has_room(self) -> bool:
+        """Whether any of `candidates` has."""
+        return any(candidate.room > 0 for candidate in self.candidates)
 
 
 OptionsT = TypeVar("OptionsT", bound=BaseModel)
@@ -83,13 +107,11 @@ class Strategy(ABC, Generic[OptionsT]):
     name: ClassVar[str]
 
     def __init__(self, options: OptionsT, *, random: Random, clock: Clock) -> None:
-        self.options = options
-        self.random = random
-        self.clock = clock
+        self.options, self.random, self.clock = options, random, clock
 
     @abstractmethod
     def pick(self, request: Request, view: View) -> Candidate | Wait:
-        """Choose one of `view.free`, or answer `WAIT`. Must not block, raise or keep `view`."""
+        """Choose one of `view.candidates` that has room, or answer `WAIT`. Must not block, raise or keep `view`."""
 
     def started(self, request: Request, candidate: Candidate) -> None:
         """`request` now has a slot on `candidate`."""

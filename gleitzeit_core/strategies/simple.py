@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 from gleitzeit_core.strategies.base import Candidate, NoOptions, Strategy, View
@@ -27,8 +28,10 @@ class RoundRobin(Strategy[NoOptions]):
 
     def pick(self, request: Request, view: View) -> Candidate:  # noqa: ARG002 - every request is the same to it
         """The free one whose id follows the last; the first again after the end."""
-        following = [c for c in view.free if c.instance.id > self._last] or view.free
-        chosen = min(following, key=lambda c: c.instance.id)
+        candidates = view.candidates
+        begin = bisect_right(candidates, self._last, key=lambda c: c.instance.id)
+        turns = (candidates[i % len(candidates)] for i in range(begin, begin + len(candidates)))
+        chosen = next(candidate for candidate in turns if candidate.room > 0)
         self._last = chosen.instance.id
         return chosen
 
@@ -39,8 +42,12 @@ class RandomChoice(Strategy[NoOptions]):
     name = "random"
 
     def pick(self, request: Request, view: View) -> Candidate:  # noqa: ARG002 - every request is the same to it
-        """Uniform over the free ones."""
-        return view.free[self.random.randrange(len(view.free))]
+        """Uniform over the free ones: a few tries find one, unless nearly all are busy."""
+        for _ in range(4):
+            candidate = self.random.choice(view.candidates)
+            if candidate.room > 0:
+                return candidate
+        return self.random.choice(view.free)
 
 
 class LeastLoaded(Strategy[NoOptions]):
@@ -50,7 +57,4 @@ class LeastLoaded(Strategy[NoOptions]):
 
     def pick(self, request: Request, view: View) -> Candidate:  # noqa: ARG002 - every request is the same to it
         """The least of ``load``; among equals each has the same chance, or the first would get all light traffic."""
-        loads = [candidate.load for candidate in view.free]
-        least = min(loads)
-        best = [candidate for candidate, load in zip(view.free, loads, strict=True) if load == least]
-        return best[0] if len(best) == 1 else best[self.random.randrange(len(best))]
+        return view.least_loaded(self.random)

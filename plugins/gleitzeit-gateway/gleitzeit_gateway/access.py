@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import ipaddress
+import socket
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
+
+from gleitzeit_gateway.options import is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,9 +35,16 @@ class Access:
     """
 
     def __init__(self, options: GatewayOptions) -> None:
-        self._keys = [(key, key.key.get_secret_value().encode()) for key in options.keys]
-        self._hosts = frozenset(host.lower() for host in (*options.allowed_hosts, options.host))
+        self._keys = [(key, _digest(key.key.get_secret_value())) for key in options.keys]
+        self._hosts = frozenset(host.lower() for host in (*options.allowed_hosts, options.host, socket.gethostname()))
         self._origins = frozenset(origin.rstrip("/").lower() for origin in options.allowed_origins)
+        # A page that rebinds its name to us has no key, so beyond loopback keys are enough, unless told otherwise.
+        guarded = self.keys_needed and not options.allowed_hosts and not is_loopback(options.host)
+        self._any_host = guarded or "*" in self._hosts
+
+    def __repr__(self) -> str:
+        """Counts, and never a key."""
+        return f"<Access {len(self._keys)} keys, {'any host' if self._any_host else f'{len(self._hosts)} hosts'}>"
 
     @property
     def keys_needed(self) -> bool:
@@ -43,37 +54,39 @@ class Access:
     def key_of(self, headers: Mapping[str, str]) -> KeyOptions | None:
         """The key that a request carries, as a bearer token or in ``X-Api-Key``; None for none or a wrong one."""
         scheme, _, token = headers.get("Authorization", "").partition(" ")
-        given = token.strip() if scheme.lower() == "bearer" else headers.get("X-Api-Key", "")
+        given = _digest(token.strip() if scheme.lower() == "bearer" else headers.get("X-Api-Key", ""))
         found = None
-        # All are compared, each in constant time: how long it takes says nothing about any of them.
-        for key, secret in self._keys:
-            if hmac.compare_digest(given.encode("utf-8", "surrogateescape"), secret):
+        # Digests are of one length and all are compared, each in constant time: how long it takes says nothing.
+        for key, digest in self._keys:
+            if hmac.compare_digest(given, digest):
                 found = key
         return found
 
     def host_allowed(self, host: str) -> bool:
         """Whether a Host header names this gateway: a web page that rebinds its own name to us does not.
 
-        Addresses are fine, since a page cannot rebind one; so are ``localhost``, names that are local by their
-        ending, and those configured.
+        Addresses are fine, since a page cannot rebind one; so are ``localhost``, this machine's own name, names that
+        are local by their ending, and those configured.
         """
         name = _without_port(host).lower()
-        if not name or name == "localhost" or name in self._hosts or name.endswith(_LOCAL_SUFFIXES):
+        if self._any_host or not name or name == "localhost" or name in self._hosts or name.endswith(_LOCAL_SUFFIXES):
             return True
         try:
             ipaddress.ip_address(name)
         except ValueError:
-            return "*" in self._hosts
+            return False
         return True
 
     def origin_allowed(self, origin: str) -> bool:
         """Whether a web page from `origin` may call."""
         if origin.rstrip("/").lower() in self._origins or "*" in self._origins:
             return True
-        parts = urlsplit(origin)
-        if parts.scheme in _APP_SCHEMES:
-            return True
-        return parts.scheme in ("http", "https") and parts.hostname in _LOCAL_ORIGINS
+        try:
+            parts = urlsplit(origin)
+            local = parts.scheme in ("http", "https") and parts.hostname in _LOCAL_ORIGINS
+        except ValueError:
+            return False
+        return local or parts.scheme in _APP_SCHEMES
 
 
 def cors(origin: str) -> dict[str, str]:
@@ -81,14 +94,17 @@ def cors(origin: str) -> dict[str, str]:
     return {"Access-Control-Allow-Origin": origin, "Vary": "Origin"}
 
 
-def preflight(origin: str) -> dict[str, str]:
-    """The headers of an answer to a browser's question whether it may."""
+def preflight() -> dict[str, str]:
+    """The further headers of an answer to a browser's question whether it may."""
     return {
-        **cors(origin),
         "Access-Control-Allow-Methods": "GET,POST,PUT,PATCH,DELETE,HEAD,OPTIONS",
         "Access-Control-Allow-Headers": CORS_HEADERS,
         "Access-Control-Max-Age": "43200",
     }
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
 def _without_port(host: str) -> str:

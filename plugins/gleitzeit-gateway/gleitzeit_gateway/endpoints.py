@@ -2,48 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 from aiohttp import web
 
-if TYPE_CHECKING:
-    from gleitzeit_core.manager import ResourceManager
-    from gleitzeit_core.requests import Served
-    from gleitzeit_gateway.options import GatewayOptions
+from gleitzeit_gateway.call import Call
 
-
-@dataclass(slots=True)
-class Call:
-    """One HTTP request, as an endpoint gets it.
-
-    Args:
-        request: aiohttp's own.
-        manager: What carries requests out.
-        options: Of the gateway.
-        id: Of the request, for logs and headers.
-        tenant: The name of the key that was used; empty for none.
-        priority: Of that key.
-        rest: What a path ending in ``*`` matched there.
-        served: Who served it; set by the endpoint when it knows.
-        model: For the access line; set by the endpoint when it knows.
-        error: The code of the error that was answered; for the access line.
-    """
-
-    request: web.BaseRequest
-    manager: ResourceManager
-    options: GatewayOptions
-    id: str
-    tenant: str = ""
-    priority: int = 0
-    rest: str = ""
-    served: Served | None = None
-    model: str = ""
-    error: str = ""
-    headers: dict[str, str] = field(default_factory=dict)
-
+logger = logging.getLogger(__name__)
 
 Handler = Callable[[Call], Awaitable[web.StreamResponse]]
 ErrorRenderer = Callable[[Exception], web.Response]
@@ -56,9 +25,9 @@ class Endpoint:
     Args:
         method: HTTP method; ``GET`` also answers ``HEAD``.
         path: ``/api/tags``; ending in ``/*`` for everything below.
-        handler: Answers it. May raise `GleitzeitError`, which `error` puts into the API's envelope.
-        error: The API's envelope.
-        public: Whether it needs no key.
+        handler: Answers it, with a response or by `Call.begin` and `Call.send`. What it raises goes to `error`.
+        error: The API's envelope, such as `gleitzeit_gateway.errors.plain_error`.
+        public: Whether it needs no key, and is answered while the gateway shuts down.
     """
 
     method: str
@@ -78,20 +47,32 @@ class Match:
 
 
 class Router:
-    """Finds the endpoint of a path. The first that claims a path has it.
+    """Finds the endpoint of a path. The first that claims a path has it; an exact one goes before one with ``*``.
 
     Args:
         endpoints: In order of precedence.
     """
 
-    def __init__(self, endpoints: list[Endpoint]) -> None:
+    def __init__(self, endpoints: Iterable[Endpoint] = ()) -> None:
         self._exact: dict[str, dict[str, Endpoint]] = {}
         self._below: dict[str, dict[str, Endpoint]] = {}
         for endpoint in endpoints:
-            table, path = self._exact, endpoint.path
-            if path.endswith("/*"):
-                table, path = self._below, path[:-1]
-            table.setdefault(path, {}).setdefault(endpoint.method, endpoint)
+            self.add(endpoint)
+
+    def __repr__(self) -> str:
+        """How many paths."""
+        return f"<Router {len(self._exact) + len(self._below)} paths>"
+
+    def add(self, endpoint: Endpoint) -> None:
+        """One more, unless another has its path and method: then that one stays, and a warning is logged."""
+        table, path = self._exact, endpoint.path
+        if path.endswith("/*"):
+            table, path = self._below, path[:-1]
+        methods = table.setdefault(path, {})
+        if endpoint.method in methods:
+            logger.warning("%s %s is taken already: a second endpoint is not used", endpoint.method, endpoint.path)
+        else:
+            methods[endpoint.method] = endpoint
 
     def find(self, method: str, path: str) -> Match:
         """What `method` on `path` leads to."""
@@ -101,8 +82,9 @@ class Router:
             if prefix is None:
                 return Match(None)
             found, rest = self._below[prefix], path[len(prefix) :]
-        endpoint = found.get("GET" if method == "HEAD" else method)
-        return Match(endpoint, rest, tuple(sorted(found)))
+        endpoint = found.get(method) or (found.get("GET") if method == "HEAD" else None)
+        allowed = {*found, "HEAD"} if "GET" in found else set(found)
+        return Match(endpoint, rest, tuple(sorted(allowed)))
 
 
 def json_response(data: Any, *, status: int = 200) -> web.Response:  # noqa: ANN401 - anything JSON

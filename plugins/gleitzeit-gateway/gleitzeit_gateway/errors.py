@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 from aiohttp import web
 
 from gleitzeit_core.errors import (
+    ClosedError,
     DeadlineExceeded,
     FailureKind,
     GleitzeitError,
@@ -20,17 +22,20 @@ from gleitzeit_core.errors import (
     UnknownMethod,
 )
 from gleitzeit_llm.dialects import DIALECTS
+from gleitzeit_llm.protocol import UNREADABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_BAD_REQUEST: Final = 400
 _STATUS: Final[dict[type[Exception], int]] = {
-    InvalidRequest: 400,
+    InvalidRequest: _BAD_REQUEST,
     UnknownMethod: 404,
     NoCapableInstance: 404,
     Unavailable: 503,
     QueueFull: 503,
     ShuttingDown: 503,
+    ClosedError: 503,  # What it was for has been stopped under it, at shutdown.
     DeadlineExceeded: 504,
 }
 _FAILURE_STATUS: Final[dict[FailureKind, int]] = {
@@ -38,12 +43,19 @@ _FAILURE_STATUS: Final[dict[FailureKind, int]] = {
     FailureKind.BUSY: 503,
     # Our credentials were refused, not the caller's: to the caller the server behind us is broken.
     FailureKind.UNAUTHORIZED: 502,
-    FailureKind.REJECTED: 400,
+    FailureKind.REJECTED: _BAD_REQUEST,
     FailureKind.SERVER_ERROR: 502,
     FailureKind.TIMEOUT: 504,
     FailureKind.LOST: 502,
 }
+_PASSED: Final = frozenset((FailureKind.REJECTED, FailureKind.SERVER_ERROR, FailureKind.BUSY))
 _QUEUE_FULL: Final = {"ollama": 503, "openai": 429}
+# Ollama has no codes; clients that branch on them must find what a real one sends.
+_WITHOUT_CODE: Final = (InvalidRequest, NoCapableInstance)
+_WITH_CHARSET: Final = "application/json; charset=utf-8"
+# What "error" is in each API.
+_KIND_OF_ERROR: Final[dict[str, type]] = {"ollama": str, "openai": dict}
+_OBJECT: Final = msgspec.json.Decoder(dict[str, Any])
 
 
 class Refused(GleitzeitError):
@@ -68,37 +80,66 @@ def status_of(error: Exception, api: str) -> int:
     if isinstance(error, QueueFull):
         return _QUEUE_FULL[api]
     if isinstance(error, InstanceFailure):
-        passed = error.kind in (FailureKind.REJECTED, FailureKind.SERVER_ERROR, FailureKind.BUSY)
-        return error.status if passed and error.status and error.status >= 400 else _FAILURE_STATUS[error.kind]  # noqa: PLR2004 - an error
+        own = error.status if error.kind in _PASSED else None
+        return own if own is not None and own >= _BAD_REQUEST else _FAILURE_STATUS[error.kind]
     return _STATUS.get(type(error), 500)
 
 
+def code_of(error: Exception) -> str:
+    """The stable code of `error`; for what is no error of ours, ``internal``."""
+    return error.code if isinstance(error, GleitzeitError) else "internal"
+
+
 def headers_of(error: Exception) -> dict[str, str]:
-    """``Retry-After`` where the error knows it, and its code."""
-    headers = {"X-Gleitzeit-Error": str(getattr(error, "code", "internal"))}
+    """The error's code, and ``Retry-After`` where it is known."""
+    headers = {"X-Gleitzeit-Error": code_of(error)}
     retry_after_s = getattr(error, "retry_after_s", None)
     if retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(retry_after_s)))
     return headers
 
 
-def message_of(error: Exception, api: str, model: str = "") -> str:
-    """The sentence for a caller; an unknown model in the API's own words."""
-    if isinstance(error, NoCapableInstance) and model:
-        return f"model '{model}' not found" + ("" if api == "ollama" else f": {error.message}")
+def message_of(error: Exception) -> str:
+    """The sentence for a caller. Of a mistake of our own it says nothing: that is in the log."""
+    if isinstance(error, InstanceFailure) and error.kind is FailureKind.UNAUTHORIZED:
+        return "the server behind the gateway refused the gateway's own credentials"
     return error.message if isinstance(error, GleitzeitError) else "internal error"
+
+
+def envelope(error: Exception, api: str) -> bytes:
+    """`error` in the shape of a client API; in the instance's own words where it speaks the same API."""
+    own = error.body if isinstance(error, InstanceFailure) else None
+    if own is not None and _is_envelope(own, api):
+        return own
+    code = None if isinstance(error, _WITHOUT_CODE) else code_of(error)
+    return DIALECTS[api].client.error_body(status_of(error, api), message_of(error), code)
 
 
 def renderer(api: str) -> Callable[[Exception], web.Response]:
     """What puts an error into the envelope of `api`."""
-    client = DIALECTS[api].client
+    plain_type = DIALECTS[api].client.plain_type
 
-    def render(error: Exception, model: str = "") -> web.Response:
-        status, headers = status_of(error, api), headers_of(error)
-        body = error.body if isinstance(error, InstanceFailure) else None
-        if body is None:
-            param = error.param if isinstance(error, InvalidRequest) else None
-            body = client.error_body(status, message_of(error, api, model), headers["X-Gleitzeit-Error"], param)
-        return web.Response(body=body, status=status, headers={**headers, "Content-Type": client.plain_type})
+    def render(error: Exception) -> web.Response:
+        status = status_of(error, api)
+        # As recorded: also under /v1, what is wrong with a request is said with a charset.
+        content_type = _WITH_CHARSET if status == _BAD_REQUEST else plain_type
+        headers = {**headers_of(error), "Content-Type": content_type}
+        return web.Response(body=envelope(error, api), status=status, headers=headers)
 
     return render
+
+
+def plain_error(error: Exception) -> web.Response:
+    """The gateway's own envelope: ``{"error": {"code": ..., "message": ..., "retryable": ...}}``."""
+    described = error.as_dict() if isinstance(error, GleitzeitError) else {"code": "internal", "retryable": False}
+    body = msgspec.json.encode({"error": {**described, "message": message_of(error)}})
+    headers = {**headers_of(error), "Content-Type": "application/json"}
+    return web.Response(body=body, status=status_of(error, "ollama"), headers=headers)
+
+
+def _is_envelope(body: bytes, api: str) -> bool:
+    """Whether it is an error of that API, and not the page of a proxy or the beginning of something long."""
+    try:
+        return isinstance(_OBJECT.decode(body).get("error"), _KIND_OF_ERROR[api])
+    except UNREADABLE:
+        return False

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import signal
+import socket
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import uvloop
 
 from gleitzeit_core.cli.context import pass_invocation
 from gleitzeit_core.errors import GleitzeitError, PluginError
-from gleitzeit_core.pool import State
+from gleitzeit_gateway.greeting import greeting
 from gleitzeit_gateway.options import GatewayOptions
 from gleitzeit_gateway.server import Gateway
-from gleitzeit_llm import models
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Sequence
 
     from gleitzeit_core.cli.context import Invocation
     from gleitzeit_core.manager import ResourceManager
 
-
-logger = logging.getLogger(__name__)
-
-_INTERRUPTED = 130
+_INTERRUPTED: Final = 130
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 @click.command()
@@ -85,9 +85,10 @@ def _set_up_logging(*, verbose: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, handlers=[handler])
-    access = logging.getLogger("gleitzeit.access")
-    access.setLevel(logging.INFO)
-    logging.getLogger("gleitzeit_core").setLevel(logging.INFO if verbose else logging.WARNING)
+    logging.getLogger("gleitzeit.access").setLevel(logging.INFO)
+    if not verbose:
+        # It logs a traceback for every caller who does not speak HTTP; what we do wrong, our own loggers say.
+        logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
 
 
 class GatewayError(GleitzeitError):
@@ -97,44 +98,57 @@ class GatewayError(GleitzeitError):
 
 
 class _Stop:
-    """Signals: the first asks to drain, the second to stop now."""
+    """Signals: the first asks to drain, the second to stop now. From then on they do what they do to any program."""
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
         self.insisted = asyncio.Event()
         self.status = 0
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._signal, number)
+        self._loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            self._loop.add_signal_handler(number, self._signal, number)
 
     def _signal(self, number: signal.Signals) -> None:
-        if self.asked.is_set():
-            self.insisted.set()
+        if not self.asked.is_set():
+            self.status = _INTERRUPTED if number == signal.SIGINT else 0
+            self.asked.set()
             return
-        self.status = _INTERRUPTED if number == signal.SIGINT else 0
-        self.asked.set()
+        self.status = 128 + number
+        self.insisted.set()
+        for each in _SIGNALS:
+            self._loop.remove_signal_handler(each)
 
 
 async def _serve(manager: ResourceManager) -> int:
+    """Run until a signal comes; the exit status."""
     stop = _Stop()
     options = _options(manager)
-    starting = asyncio.ensure_future(manager.__aenter__())
-    if not await _unless(stop.asked, starting):
-        return stop.status
     gateway = Gateway(manager, options)
     try:
-        try:
+        # First of all: who starts a second one by mistake hears of it before anything else is started.
+        await _bind(gateway)
+        if await _unless(stop.asked, manager.__aenter__()):
             await gateway.start()
-        except OSError as error:
-            raise GatewayError(f"cannot listen on {gateway.url}: {error.strerror or error}") from error
-        _greet(manager, gateway)
-        await stop.asked.wait()
-        click.echo(f"draining: running answers have {options.grace_s:g} s; once more to stop now", err=True)
-        if not await _unless(stop.insisted, asyncio.ensure_future(gateway.aclose())):
-            stop.status = _INTERRUPTED
+            click.echo(greeting(gateway.url, manager.instances(), keys_needed=bool(options.keys)))
+            await stop.asked.wait()
+            click.echo(f"draining: running answers have {options.grace_s:g} s; once more to stop now", err=True)
+            await _unless(stop.insisted, gateway.drain())
     finally:
-        await manager.aclose()
+        try:
+            await manager.aclose()
+        finally:
+            await gateway.aclose()
     return stop.status
+
+
+async def _bind(gateway: Gateway) -> None:
+    try:
+        await gateway.bind()
+    except OSError as error:
+        # asyncio's own sentence says the address once more; a name that is not known has no number of the system's.
+        why = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+        hint = "; choose another port with --port" if error.errno == errno.EADDRINUSE else ""
+        raise GatewayError(f"cannot listen on {gateway.url}: {why}{hint}") from error
 
 
 def _options(manager: ResourceManager) -> GatewayOptions:
@@ -144,34 +158,16 @@ def _options(manager: ResourceManager) -> GatewayOptions:
     return found
 
 
-async def _unless(event: asyncio.Event, work: asyncio.Future[Any]) -> bool:
+async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, Any]) -> bool:
     """Wait for `work`, or cancel it when `event` comes first. Whether it was done."""
-    waiting = asyncio.ensure_future(event.wait())
-    await asyncio.wait({waiting, work}, return_when=asyncio.FIRST_COMPLETED)
-    waiting.cancel()
-    if work.done():
-        work.result()
-        return True
-    work.cancel()
-    await asyncio.wait({work})
-    return False
-
-
-def _greet(manager: ResourceManager, gateway: Gateway) -> None:
-    """The address, the instances, the models and two commands to paste."""
-    reports = manager.instances()
-    click.echo(f"Gleitzeit listens on {gateway.url}")
-    click.echo("instances:")
-    for report in reports:
-        reason = f" ({report.reason})" if report.reason else ""
-        click.echo(f"  {report.state:<13} {report.instance.kind:<9} {report.instance.endpoint}{reason}")
-    if not reports:
-        click.echo("  none yet: 'gleitzeit serve --instance URL', or a configuration from 'gleitzeit init'")
-    names = models.names(tuple(r.instance for r in reports if r.state == State.READY))
-    click.echo(f"models: {', '.join(names) or 'none yet'}")
-    if names:
-        body = f'{{"model": "{names[0]}", "messages": [{{"role": "user", "content": "hi"}}]}}'
-        click.echo("try:")
-        click.echo(f"  curl {gateway.url}/api/chat -d '{body}'")
-        click.echo(f"  curl {gateway.url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'")
-    sys.stdout.flush()
+    waiting, working = asyncio.ensure_future(event.wait()), asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({waiting, working}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+            return True
+        return False
+    finally:
+        waiting.cancel()
+        working.cancel()
+        await asyncio.wait({waiting, working})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
@@ -10,12 +11,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 
-from gleitzeit_core.errors import GleitzeitError, ShuttingDown
+from gleitzeit_core.errors import ShuttingDown
 from gleitzeit_core.requests import new_request_id
+from gleitzeit_gateway import access_line
 from gleitzeit_gateway.access import Access, cors, preflight
 from gleitzeit_gateway.admin import admin_endpoints
-from gleitzeit_gateway.endpoints import Call, Endpoint, Match, Router
-from gleitzeit_gateway.errors import Refused
+from gleitzeit_gateway.call import Call
+from gleitzeit_gateway.endpoints import Endpoint, Match, Router
+from gleitzeit_gateway.errors import Refused, plain_error
 from gleitzeit_gateway.llm_api import ollama_endpoints, openai_endpoints
 
 if TYPE_CHECKING:
@@ -23,135 +26,181 @@ if TYPE_CHECKING:
     from gleitzeit_gateway.options import GatewayOptions
 
 logger = logging.getLogger(__name__)
-access_logger = logging.getLogger("gleitzeit.access")
 
 MARK: Final = "X-Gleitzeit-Gateway"
 """On every answer: by it discovery knows a gateway from an Ollama."""
+_SERVER: Final = "gleitzeit"
 _CLIENT_ID: Final = re.compile(r"[\w.:-]{1,64}", re.ASCII)
-_GONE: Final = 499
+_UNAUTHORIZED: Final = 401
+_KEEPALIVE_S: Final = 75.0
+_BACKLOG: Final = 1024
+# How long answers that are on their way already may take at the very end.
+_LAST_S: Final = 1.0
 
 
 class Gateway:
-    """One listening gateway.
+    """One gateway. `start` listens, `drain` takes nothing new, `aclose` ends it.
 
     Args:
-        manager: Started already; not stopped by the gateway.
+        manager: Started before `start` is called; not stopped by the gateway.
         options: The section ``gateway``.
     """
 
     def __init__(self, manager: ResourceManager, options: GatewayOptions) -> None:
         self._manager, self._options = manager, options
         self._access = Access(options)
-        self._router = Router(self._endpoints())
-        self._runner: web.ServerRunner | None = None
+        self._router = Router([*ollama_endpoints(), *openai_endpoints(), *admin_endpoints()])
+        self._add_endpoints_of_plugins()
+        self._server: web.Server | None = None
+        self._listener: asyncio.Server | None = None
         self._draining = False
         self._open = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self.port = options.port
 
     def __repr__(self) -> str:
         """Address and open requests."""
-        return f"<Gateway {self.url}, {self._open} requests>"
+        return f"<Gateway {self.url}, {self._open} requests{', draining' if self._draining else ''}>"
 
     @property
     def url(self) -> str:
         """Where it listens."""
-        host = self._options.host
-        shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
-        return f"http://{shown}:{self.port}"
+        host = self._options.host.strip("[]")
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
-    def _endpoints(self) -> list[Endpoint]:
-        found = [*ollama_endpoints(), *openai_endpoints(), *admin_endpoints()]
-        for more in self._manager.host.call("gleitzeit_gateway_endpoints"):
-            found += more
-        return found
+    def _add_endpoints_of_plugins(self) -> None:
+        for found in self._manager.host.call("gleitzeit_gateway_endpoints"):
+            for endpoint in found:
+                if isinstance(endpoint, Endpoint):
+                    self._router.add(endpoint)
+                else:
+                    logger.warning("gleitzeit_gateway_endpoints: %r is no Endpoint, and is not used", endpoint)
 
     # -- life --------------------------------------------------------------------------------------------------
 
-    async def start(self) -> None:
-        """Listen.
+    async def bind(self) -> None:
+        """Take the address, without answering yet.
 
         Raises:
             OSError: The address is taken, or not ours.
         """
-        server = web.Server(
+        loop = asyncio.get_running_loop()
+        self._server = web.Server(
             self._handle,
             request_factory=self._request,
             handler_cancellation=True,
             access_log=None,
-            keepalive_timeout=75.0,
+            keepalive_timeout=_KEEPALIVE_S,
         )
-        runner = web.ServerRunner(server, shutdown_timeout=self._options.grace_s)
-        await runner.setup()
-        site = web.TCPSite(runner, self._options.host.strip("[]"), self._options.port, backlog=1024)
-        try:
-            await site.start()
-        except BaseException:
-            await runner.cleanup()
-            raise
-        self._runner = runner
-        self.port = runner.addresses[0][1]
+        host, port = self._options.host.strip("[]"), self._options.port
+        self._listener = await loop.create_server(self._server, host, port, backlog=_BACKLOG, start_serving=False)
+        self.port = self._listener.sockets[0].getsockname()[1]
 
-    async def aclose(self) -> None:
-        """Take nothing new, let running answers finish within the grace period, close all connections."""
+    async def start(self) -> None:
+        """Answer; takes the address first, where `bind` has not done so.
+
+        Raises:
+            OSError: As `bind`.
+        """
+        if self._listener is None:
+            await self.bind()
+        if self._listener is not None:
+            await self._listener.start_serving()
+
+    async def drain(self) -> None:
+        """Take nothing new and let running answers finish, for the grace period at most.
+
+        New requests get 503, so that callers and what balances them know at once; those who wait are sent away.
+        """
         self._draining = True
         self._manager.dispatcher.shell.admission.close()
-        runner, self._runner = self._runner, None
-        if runner is not None:
-            await runner.cleanup()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._options.grace_s):
+                await self._idle.wait()
+
+    async def aclose(self) -> None:
+        """Close everything now; `drain` first to let answers finish. More than once is fine."""
+        self._draining = True
+        listener, self._listener = self._listener, None
+        server, self._server = self._server, None
+        if listener is not None:
+            listener.close()
+        if server is not None:
+            server.pre_shutdown()
+            await server.shutdown(_LAST_S)
+        if listener is not None:
+            await listener.wait_closed()
 
     def _request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:  # noqa: ANN401 - aiohttp's own
+        # aiohttp refuses a body of exactly its limit.
+        limit_bytes = self._options.max_body_bytes + 1
         loop = asyncio.get_running_loop()
-        limit = self._options.max_body_bytes
-        return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=limit)
+        return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=limit_bytes)
 
     # -- one request -------------------------------------------------------------------------------------------
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         began = time.monotonic()
-        call = Call(request, self._manager, self._options, _request_id(request))
-        call.headers = {MARK: "1", "X-Request-Id": call.id}
+        call = Call(request, self._manager, self._options, _request_id(request), draining=self._draining)
+        call.headers = {MARK: "1", "Server": _SERVER, "X-Request-Id": call.id}
         self._open += 1
-        status = _GONE
+        self._idle.clear()
+        status = access_line.GONE
         try:
-            response = await self._guarded(call)
+            response = await self._answer(call)
             status = response.status
+        except ConnectionError:
+            response = web.Response(status=status)  # Nobody is there to get it.
         finally:
             self._open -= 1
-            self._log(call, status, time.monotonic() - began)
+            if not self._open:
+                self._idle.set()
+            access_line.write(call, status, time.monotonic() - began)
         return response
 
-    async def _guarded(self, call: Call) -> web.StreamResponse:
-        """Everything that happens before an endpoint, and its errors."""
-        request = call.request
-        origin = request.headers.get("Origin")
-        if not self._access.host_allowed(request.headers.get("Host", "")):
-            return _finished(call, web.Response(status=403))
-        if origin is not None and not self._access.origin_allowed(origin):
-            return _finished(call, web.Response(status=403))
-        if origin is not None:
-            call.headers.update(cors(origin))
-            if request.method == "OPTIONS":
-                return _finished(call, web.Response(status=204, headers=preflight(origin)))
-        match = self._router.find(request.method, request.path)
-        if match.endpoint is None:
-            return _finished(call, _no_endpoint(match))
-        call.rest = match.rest
-        return await self._answered(call, match.endpoint)
+    async def _answer(self, call: Call) -> web.StreamResponse:
+        response = self._at_the_door(call)
+        if response is None:
+            return await self._inside(call)
+        return self._finished(call, response)
 
-    async def _answered(self, call: Call, endpoint: Endpoint) -> web.StreamResponse:
+    def _at_the_door(self, call: Call) -> web.Response | None:
+        """What is answered whatever was asked for: foreign pages are refused, a browser's question is answered."""
+        headers = call.request.headers
+        origin = headers.get("Origin")
+        if not self._access.host_allowed(headers.get("Host", "")):
+            call.error = "foreign_host"
+            return web.Response(status=403)
+        if origin is None:
+            return None
+        if not self._access.origin_allowed(origin):
+            call.error = "foreign_origin"
+            return web.Response(status=403)
+        call.headers.update(cors(origin))
+        return web.Response(status=204, headers=preflight()) if call.request.method == "OPTIONS" else None
+
+    async def _inside(self, call: Call) -> web.StreamResponse:
+        match = self._router.find(call.request.method, call.request.path)
+        call.rest = match.rest
+        if match.endpoint is None:
+            return self._finished(call, _no_endpoint(match))
+        response = await self._carry_out(call, match.endpoint)
+        return response if call.begun or response.prepared else self._finished(call, response)
+
+    async def _carry_out(self, call: Call, endpoint: Endpoint) -> web.StreamResponse:
         try:
             self._admit(call, endpoint)
-            response = await endpoint.handler(call)
-        except GleitzeitError as error:
-            call.error = error.code
-            response = endpoint.error(error)
-        except (ConnectionError, asyncio.CancelledError):
-            raise
+            response = _checked(endpoint, await endpoint.handler(call))
         except Exception as error:
-            logger.exception("request %s failed", call.id)
-            call.error = "internal"
-            response = endpoint.error(error)
-        return response if response.prepared else _finished(call, response)
+            if call.gone:
+                raise ConnectionResetError("the caller has left") from error
+            call.note_error(error)
+            if call.begun or call.request.writer.output_size:
+                # Too late for another answer; the one that has begun must not look complete.
+                call.cut()
+            return _rendered(endpoint, error)
+        return response
 
     def _admit(self, call: Call, endpoint: Endpoint) -> None:
         if endpoint.public:
@@ -159,29 +208,20 @@ class Gateway:
         if self._access.keys_needed:
             key = self._access.key_of(call.request.headers)
             if key is None:
-                raise Refused(401, "a valid API key is needed: send it as 'Authorization: Bearer KEY'", "unauthorized")
+                text = "a valid API key is needed: send it as 'Authorization: Bearer KEY'"
+                raise Refused(_UNAUTHORIZED, text, "unauthorized")
             call.tenant, call.priority = key.name, key.priority
-        if self._draining:
+        if call.draining:
             raise ShuttingDown("shutting down: nothing new is taken")
 
-    def _log(self, call: Call, status: int, total_s: float) -> None:
-        if not self._options.access_log:
-            return
-        served = call.served
-        access_logger.info(
-            "%s %s %s %d %.1fms%s%s%s%s",
-            call.id,
-            call.request.method,
-            _printable(call.request.path),
-            status,
-            total_s * 1000,
-            f" model={_printable(call.model)}" if call.model else "",
-            f" instance={served.instance_id} queued={served.queued_s * 1000:.0f}ms tries={served.tries}"
-            if served
-            else "",
-            f" key={call.tenant}" if call.tenant else "",
-            f" error={call.error}" if call.error else "",
-        )
+    def _finished(self, call: Call, response: web.StreamResponse) -> web.StreamResponse:
+        response.headers.update(call.headers)
+        if response.status == _UNAUTHORIZED:
+            response.headers["WWW-Authenticate"] = "Bearer"
+        if self._draining or not call.request.content.is_eof():
+            # Nothing more is taken here, or what is left of the body would be read as the next request.
+            response.force_close()
+        return response
 
 
 def _request_id(request: web.BaseRequest) -> str:
@@ -190,11 +230,20 @@ def _request_id(request: web.BaseRequest) -> str:
     return given if _CLIENT_ID.fullmatch(given) else new_request_id()
 
 
-def _finished(call: Call, response: web.StreamResponse) -> web.StreamResponse:
-    response.headers.update(call.headers)
-    if response.status == 401:  # noqa: PLR2004 - the one status that must name a scheme
-        response.headers["WWW-Authenticate"] = "Bearer"
+def _checked(endpoint: Endpoint, response: object) -> web.StreamResponse:
+    """`response`, which may be a plugin's."""
+    if not isinstance(response, web.StreamResponse):
+        raise TypeError(f"{endpoint.method} {endpoint.path} answered {response!r}, which is no response")
     return response
+
+
+def _rendered(endpoint: Endpoint, error: Exception) -> web.Response:
+    """`error` in the endpoint's envelope, or in our own when that fails: it may be a plugin's."""
+    try:
+        return endpoint.error(error)
+    except Exception:
+        logger.exception("%s %s: its error renderer failed", endpoint.method, endpoint.path)
+        return plain_error(error)
 
 
 def _no_endpoint(match: Match) -> web.Response:
@@ -203,8 +252,3 @@ def _no_endpoint(match: Match) -> web.Response:
         allow = {"Allow": ", ".join(match.allowed)}
         return web.Response(status=405, body=b"405 method not allowed", content_type="text/plain", headers=allow)
     return web.Response(status=404, body=b"404 page not found", content_type="text/plain")
-
-
-def _printable(text: str) -> str:
-    """`text` on one line, without control characters, and not endless."""
-    return "".join(c if c.isprintable() and c != " " else "?" for c in text[:200])

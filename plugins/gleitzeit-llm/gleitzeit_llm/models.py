@@ -1,13 +1,15 @@
 """What hubs and the provider of `llm` agree on about models.
 
 A model is known by its name; ``name`` and ``name:latest`` are one. An instance that has a model has the capability
-``model:NAME``, is ``warm`` for it while it is in memory, and describes it in ``details["models"][NAME]``: the entry that
-Ollama's ``/api/tags`` would list for it.
+``model:NAME``, is ``warm`` for it while it is in memory, and describes it in ``details["models"][NAME]``, all three
+without ``:latest``: the entry that Ollama's ``/api/tags`` would list for it.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,10 +36,30 @@ def entries(instance: ResourceInstance) -> Mapping[str, Mapping[str, Any]]:
     return found
 
 
-def own_name(instance: ResourceInstance, name: str) -> str:
-    """What the instance itself calls the model `name`; `name` when it does not say."""
-    entry = entries(instance).get(canonical(name), {})
-    return str(entry.get("model") or entry.get("name") or name)
+def own_name(instance: ResourceInstance, asked: str) -> str:
+    """What the instance itself calls the model that was asked for; `asked` when it does not say.
+
+    To Ollama a name with and without ``:latest`` are one, to others they are not.
+    """
+    entry = entries(instance).get(canonical(asked), {})
+    own = str(entry.get("model") or entry.get("name") or asked)
+    same = canonical(own) == canonical(asked) and any(api == "ollama" for api, _ in instance.offers)
+    return asked if same else own
+
+
+def own_params(instance: ResourceInstance, params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`params` with the instance's own name for the model."""
+    own = own_name(instance, params["model"])
+    return params if own == params["model"] else {**params, "model": own}
+
+
+def own_body(instance: ResourceInstance, body: bytes, asked: str) -> bytes:
+    """A caller's JSON object with the instance's own name for the model; as it is where that is the caller's too."""
+    own = own_name(instance, asked)
+    if own == asked:
+        return body
+    fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    return msgspec.json.encode({**fields, "model": own})
 
 
 def entry(name: str, **known: Any) -> dict[str, Any]:  # noqa: ANN401 - fields of an Ollama entry

@@ -1,35 +1,34 @@
 """Same API on both sides: bytes pass unparsed, in whole lines or events, and are only watched.
 
 Watched for two things: the final marker, without which an answer is incomplete, and an error inside a stream that began
-with status 200. Nothing is ever cut in mid-line, so that an error of ours can follow at any point.
+with status 200. What tells of either has signs that almost no other line has, so hardly anything is parsed. Nothing is
+ever cut in mid-line, so that an error of ours can follow at any point. How the bytes were cut on their way makes no
+difference to what is given out and what is raised.
+
+Whatever is given out counts as output, comments that keep a connection alive among it: the caller has seen it, so from
+then on no other instance can take over.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+
 from gleitzeit_core.errors import FailureKind, InstanceFailure
-from gleitzeit_llm.dialects import error_text
+from gleitzeit_llm.dialects.errors import message_of
+from gleitzeit_llm.dialects.lines import MAX_LINE_BYTES
+from gleitzeit_llm.dialects.openai_encoder import DONE
+from gleitzeit_llm.dialects.openai_wire import read_answer
+from gleitzeit_llm.dialects.sse import EventBuffer
+from gleitzeit_llm.protocol import UNREADABLE, UpstreamError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
-MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
-# A value inside a JSON string has its quotes escaped and its line ends too, so these match the framing only.
-_ENDS: Final[Mapping[str, re.Pattern[bytes]]] = {
-    "ollama": re.compile(rb"\n"),
-    "openai": re.compile(rb"\r\n\r\n|\n\n|\r\r"),
-}
-_FINAL: Final[Mapping[str, re.Pattern[bytes]]] = {
-    "ollama": re.compile(rb'[^\n]*"done"\s*:\s*true[^\n]*'),
-    "openai": re.compile(rb"(?:^|[\r\n])data: ?\[DONE\]"),
-}
-_ERROR: Final[Mapping[str, re.Pattern[bytes]]] = {
-    "ollama": re.compile(rb'(?:^|\n)(\{\s*"error"\s*:[^\n]*)'),
-    "openai": re.compile(rb'(?:^|[\r\n])data: ?(\{\s*"error"\s*:[^\r\n]*)'),
-}
+_ERROR_FIRST: Final = re.compile(rb'\s*\{\s*"error"')
 
 
 class PassThrough:
@@ -37,60 +36,149 @@ class PassThrough:
 
     Args:
         dialect: ``ollama`` (NDJSON) or ``openai`` (server-sent events).
+        max_bytes: The longest line or event that is waited for.
     """
 
-    __slots__ = ("_end", "_error", "_final", "_held", "finished")
+    __slots__ = ("_format", "_held", "_max_bytes", "finished")
 
-    def __init__(self, dialect: str) -> None:
-        self._end, self._final, self._error = _ENDS[dialect], _FINAL[dialect], _ERROR[dialect]
-        self._held = b""
+    def __init__(self, dialect: str, *, max_bytes: int = MAX_LINE_BYTES) -> None:
+        self._format = _FORMATS[dialect]
+        self._max_bytes = max_bytes
+        self._held = bytearray()
         self.finished = False
 
-    def feed(self, data: bytes) -> bytes:
-        """The whole lines or events there are now; may be empty.
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The whole lines or events there are now.
 
         Raises:
             InstanceFailure: The instance reported an error, or a line has no end.
         """
-        data = self._held + data if self._held else data
+        held = self._held
+        # The end of an event is at most four bytes long, and the last one was not there yet.
+        look_from = max(0, len(held) - 3)
+        held += data
         cut = 0
-        for end in self._end.finditer(data):
+        for end in self._format.ends.finditer(held, look_from):
             cut = end.end()
-        self._held, whole = data[cut:], data[:cut]
-        if len(self._held) > MAX_EVENT_BYTES:
-            raise InstanceFailure(FailureKind.SERVER_ERROR, f"a line of more than {MAX_EVENT_BYTES} bytes")
-        return self._watched(whole)
+        if cut:
+            whole = bytes(held[:cut])
+            del held[:cut]
+            yield from self._watched(whole)
+        if len(held) > self._max_bytes:
+            raise _failure(f"the instance sent a line longer than {self._max_bytes} bytes")
 
-    def close(self) -> bytes:
-        """What is left at the end of the stream: a last line without its end.
+    def close(self) -> Iterator[bytes]:
+        """What is left at the end of the stream: a last line without its end, unless it is cut off.
 
         Raises:
             InstanceFailure: ``LOST``: the answer lacks its final marker; or the instance reported an error.
         """
-        held, self._held = self._held, b""
-        rest = self._watched(held)
+        rest = [*self._watched(bytes(self._held))]
+        self._held.clear()
         if not self.finished:
             raise InstanceFailure(FailureKind.LOST, "the answer ended without its final marker: it is incomplete")
-        return rest
+        yield from rest
 
-    def _watched(self, whole: bytes) -> bytes:
-        error = self._error.search(whole) if b'"error"' in whole else None
-        if error is not None:
-            raise InstanceFailure(FailureKind.SERVER_ERROR, error_text(200, error.group(1)))
-        if not self.finished:
-            self.finished = any(_is_final(line.group()) for line in self._final.finditer(whole))
-        return whole
+    def _watched(self, whole: bytes) -> Iterator[bytes]:
+        """All of it; only what comes before an error, if there is one."""
+        begin = 0
+        try:
+            for begin, end in () if self.finished else self._format.suspects(whole):
+                self.finished = self._format.is_final(whole[begin:end])
+                if self.finished:
+                    break
+        except UpstreamError as error:
+            if begin:
+                yield whole[:begin]
+            raise _failure(error.message) from None
+        if whole:
+            yield whole
 
 
-def _is_final(line: bytes) -> bool:
-    """Whether a line that looks final is so: a tool call may have an argument called ``done``."""
-    if not line.startswith(b"{"):
-        return True
+@dataclass(frozen=True, slots=True)
+class _Format:
+    """How a stream is framed, and what to look for.
+
+    Args:
+        ends: The end of a line or an event.
+        signs: What a line that is final or an error has in it; others may have it too.
+        is_final: Whether a line or an event is final. Raises `UpstreamError` for one that is an error.
+    """
+
+    ends: re.Pattern[bytes]
+    signs: re.Pattern[bytes]
+    is_final: Callable[[bytes], bool]
+
+    def suspects(self, whole: bytes) -> Iterator[tuple[int, int]]:
+        """Where each line or event in `whole` that has a sign begins and ends."""
+        if not self.signs.search(whole):
+            return
+        begin = 0
+        for end in (*(end.end() for end in self.ends.finditer(whole)), len(whole)):
+            if self.signs.search(whole, begin, end):
+                yield begin, end
+            begin = end
+
+
+class _Line(msgspec.Struct):
+    done: Any = None
+    error: Any = None
+
+
+_LINE: Final = msgspec.json.Decoder(_Line)
+
+
+def _is_final_line(line: bytes) -> bool:
+    """Whether the line itself says so: the arguments of a tool call may have a ``done`` and an ``error`` too."""
     try:
-        return msgspec.json.decode(line, type=_Part).done
-    except msgspec.MsgspecError:
+        part = _LINE.decode(line)
+    except UNREADABLE:
         return False
+    if part.error is not None:
+        raise UpstreamError(message_of(part.error) or "the instance reported an error without a text", reported=True)
+    return part.done is True
 
 
-class _Part(msgspec.Struct):
-    done: bool = False
+def _is_final_event(event: bytes) -> bool:
+    """Whether it is ``[DONE]``, or the last but for the token counts: some servers leave ``[DONE]`` out."""
+    try:
+        for data in EventBuffer().feed(event + b"\n\n"):
+            if data.strip() == DONE or any(choice.finish_reason for choice in read_answer(data).choices or ()):
+                return True
+    except UpstreamError as error:
+        if error.reported:
+            raise
+    return False
+
+
+# A quote inside a JSON string is escaped, so what looks like a key is one, at whatever depth.
+_FORMATS: Final[Mapping[str, _Format]] = {
+    "ollama": _Format(
+        ends=re.compile(rb"\n"),
+        signs=re.compile(rb'"done"\s*:\s*true|"error"\s*:'),
+        is_final=_is_final_line,
+    ),
+    "openai": _Format(
+        # A CR at the very end may be half of what comes next.
+        ends=re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?=[^\n]))"),
+        signs=re.compile(rb'\[DONE\]|"(?:finish_reason"\s*:\s*"|error")|error:'),
+        is_final=_is_final_event,
+    ),
+}
+
+
+def check_whole(body: bytes) -> None:
+    """See that a whole answer with status 200 is not an error.
+
+    Raises:
+        InstanceFailure: It is.
+    """
+    if _ERROR_FIRST.match(body):
+        try:
+            _is_final_line(body)
+        except UpstreamError as error:
+            raise _failure(error.message) from None
+
+
+def _failure(message: str) -> InstanceFailure:
+    return InstanceFailure(FailureKind.SERVER_ERROR, message)

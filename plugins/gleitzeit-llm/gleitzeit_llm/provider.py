@@ -1,62 +1,56 @@
 """The provider of the protocol `llm`: chat, generate and embed on whatever speaks a dialect over HTTP.
 
-A request comes as canonical parameters (from the library) or as the bytes of a client API (from the gateway). Where caller
-and instance speak the same API the bytes pass; elsewhere they are translated through the canonical shapes.
+A request comes as canonical parameters (from the library) or as the bytes of a client API (from the gateway). Where
+caller and instance speak the same API the bytes pass; elsewhere they are translated through the canonical shapes.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import time
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-
-from gleitzeit_core.errors import FailureKind, InstanceFailure, InvalidRequest
-from gleitzeit_core.pool import State
+from gleitzeit_core.errors import FailureKind, InstanceFailure
 from gleitzeit_core.provider import Provider
-from gleitzeit_core.requests import Method, Request
+from gleitzeit_core.requests import Method
 from gleitzeit_core.resources import ChannelKind, HttpChannel, Requirements, Speaks
-from gleitzeit_llm import models
-from gleitzeit_llm.dialects import DIALECTS, error_text
-from gleitzeit_llm.dialects.base import Endpoint
+from gleitzeit_llm import listings, models, raw
+from gleitzeit_llm.dialects import DIALECTS
+from gleitzeit_llm.failures import explaining
+from gleitzeit_llm.listings import LOADED, MODELS, SHOW, SHOW_POINT
 from gleitzeit_llm.options import LLMOptions
 from gleitzeit_llm.passthrough import PassThrough
-from gleitzeit_llm.protocol import CHAT, EMBED, GENERATE, UpstreamError, load_answer
-from gleitzeit_llm.upstream import Upstream
+from gleitzeit_llm.protocol import CHAT, EMBED, GENERATE, UpstreamError, load_answer, model_of, utc_now, write_json
+from gleitzeit_llm.raw import RawAnswer
+from gleitzeit_llm.upstream import Reply, Upstream
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncGenerator, Iterator, Mapping
     from typing import Unpack
 
     from gleitzeit_core.hub import ResourceHub
     from gleitzeit_core.provider import RequestOptions
+    from gleitzeit_core.requests import Request
     from gleitzeit_core.resources import Channel, ResourceInstance
     from gleitzeit_core.runs import InstanceReport
-    from gleitzeit_llm.dialects.base import Parsed
+    from gleitzeit_llm.dialects.base import StreamDecoder
+    from gleitzeit_llm.protocol import Json
 
-MODELS, SHOW, LOADED = "llm/models", "llm/show", "llm/loaded"
+__all__ = ["LLMProvider", "RawAnswer"]
+
 _OLLAMA, _OPENAI = (Speaks(name, ChannelKind.HTTP) for name in ("ollama", "openai"))
-_ORDER = {"": (_OLLAMA, _OPENAI), "ollama": (_OLLAMA, _OPENAI), "openai": (_OPENAI, _OLLAMA)}
-_LISTING_S = 2.0
-_SHOW_PATH = "/api/show"
-_SHOW_POINT = Endpoint(_SHOW_PATH, SHOW, streams_by_default=False, request_type="api.ShowRequest")
-
-
-@dataclass(frozen=True, slots=True)
-class RawAnswer:
-    """A whole answer in the caller's API."""
-
-    status: int
-    content_type: str
-    body: bytes
+# Whose API a caller speaks comes first: there its bytes pass.
+_ORDER: Final = {"ollama": (_OLLAMA, _OPENAI), "openai": (_OPENAI, _OLLAMA)}
 
 
 class LLMProvider(Provider[LLMOptions]):
-    """See the module's text."""
+    """See the module's text.
+
+    Args:
+        options: None for the defaults.
+        hub: Drive this hub's instances, without a manager.
+    """
 
     protocol = "llm"
     options_type = LLMOptions
@@ -85,7 +79,7 @@ class LLMProvider(Provider[LLMOptions]):
     # -- requests ----------------------------------------------------------------------------------------------
 
     def raw_request(self, dialect: str, endpoint: str, body: bytes, **options: Unpack[RequestOptions]) -> Request:
-        """A request in the bytes of a client API.
+        """A request in the bytes of a client API. Its ``stream`` says whether its answer is wanted in parts.
 
         Args:
             dialect: ``ollama`` or ``openai``.
@@ -95,33 +89,36 @@ class LLMProvider(Provider[LLMOptions]):
 
         Raises:
             InvalidRequest: No model can be read from it; in the API's own words.
+            UnknownName: There is no such dialect, or no such endpoint in it.
         """
-        point = _SHOW_POINT if endpoint == _SHOW_PATH else DIALECTS[dialect].client.endpoints[endpoint]
-        peek = DIALECTS[dialect].client.peek(point, body)
+        point, peek = raw.peek(dialect, endpoint, body)
         request = self.request(point.method, {"model": peek.model}, **options)
-        stream = point.method in (CHAT, GENERATE) and point.streams(peek.stream)
-        needs = Requirements(
-            accepts=_ORDER[dialect],
-            capabilities=request.requirements.capabilities,
-            tags=request.requirements.tags,
-            instances=request.requirements.instances,
+        return request.changed(
+            body=body,
+            dialect=dialect,
+            endpoint=endpoint,
+            stream=self.method(point.method).streams and point.streams(peek.stream),
+            requirements=replace(request.requirements, accepts=_ORDER[dialect]),
         )
-        return request.changed(body=body, dialect=dialect, endpoint=endpoint, stream=stream, requirements=needs)
 
     def requirements(self, request: Request) -> Requirements:
         """The model, for the methods that take one.
 
         Raises:
-            InvalidRequest: There is none, or it is no name.
+            InvalidRequest: There is none, or it is not a string.
         """
         if request.method in (MODELS, LOADED):
             return Requirements(accepts=self.accepts)
-        model = request.params.get("model")
-        if not isinstance(model, str) or not model:
-            raise InvalidRequest("model is required", param="model")
-        return Requirements(accepts=self.accepts, capabilities=frozenset((models.capability(model),)))
+        wanted = models.capability(model_of(request.params))
+        return Requirements(accepts=self.accepts, capabilities=frozenset((wanted,)))
 
-    # -- on an instance ----------------------------------------------------------------------------------------
+    async def answer(self, request: Request, instances: tuple[InstanceReport, ...]) -> Json:
+        """``llm/models`` and ``llm/loaded``, over all instances, those that are down or slow as they were last seen."""
+        if request.method == MODELS:
+            return {"models": listings.merged(instances)}
+        return {"models": await listings.loaded(self._upstream, instances)}
+
+    # -- whole answers -----------------------------------------------------------------------------------------
 
     async def execute_on(self, instance: ResourceInstance, api: str, channel: Channel, request: Request) -> Any:  # noqa: ANN401 - dicts, or a RawAnswer for bytes
         """Carry a method out: a canonical answer for parameters, a `RawAnswer` for bytes.
@@ -130,251 +127,142 @@ class LLMProvider(Provider[LLMOptions]):
             InstanceFailure: The instance failed.
             InvalidRequest: The request cannot be put to this api.
         """
-        http = _http(channel)
-        if request.method == SHOW:
-            return await self._show(instance, api, http, request)
-        if request.body is None:
-            return await self._canonical(instance, api, http, request.method, request.params)
-        if api == request.dialect:
-            return await self._pass(instance, api, http, request)
-        parsed = _parsed(request)
-        answer = await self._canonical(instance, api, http, parsed.method, parsed.params)
-        return _rendered(request, parsed, answer)
+        at = _At(instance, api, channel)
+        with explaining(api, same_api=api == request.dialect):
+            if request.body is None:
+                return await self._canonical(at, request.method, request.params)
+            if request.dialect == api:
+                return await self._pass(at, request)
+            if request.method == SHOW:
+                shown = listings.described(instance, request.params["model"])
+                return raw.answer(request.dialect, write_json(shown, "the answer"))
+            parsed = raw.parsed(request)
+            return raw.rendered(request, parsed, await self._canonical(at, parsed.method, parsed.params))
 
-    async def _pass(self, instance: ResourceInstance, api: str, http: HttpChannel, request: Request) -> RawAnswer:
-        try:
-            reply = await self._upstream.request(http, "POST", request.endpoint, _own_body(instance, request))
-        except InstanceFailure as failure:
-            raise _explained(api, failure, same_api=True) from failure
-        if not reply.content_type.endswith("json"):
-            raise InstanceFailure(FailureKind.SERVER_ERROR, f"{http.url} answered {reply.content_type}, not JSON")
-        return RawAnswer(reply.status, DIALECTS[api].client.plain_type, reply.body)
+    async def _pass(self, at: _At, request: Request) -> RawAnswer:
+        body = models.own_body(at.instance, request.body or b"", request.params["model"])
+        reply = await self._upstream.request(at.http, "POST", request.endpoint, body)
+        return raw.passed(at.api, at.http.url, reply)
 
-    async def _canonical(
-        self, instance: ResourceInstance, api: str, http: HttpChannel, method: str, params: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        loaded = load_answer(method, params, datetime.now(UTC)) if api != "ollama" else None
+    async def _canonical(self, at: _At, method: str, params: Mapping[str, Any]) -> Json:
+        if method == SHOW:
+            return await self._shown(at, params)
+        loaded = _loaded(at, method, params)
         if loaded is not None:
             return loaded
-        dialect, began = DIALECTS[api].instance, time.monotonic()
-        upstream = dialect.encode(method, _own_params(instance, params))
-        try:
-            reply = await self._upstream.request(http, "POST", upstream.path, upstream.body())
-            return dialect.decode_answer(method, params, reply.body, elapsed_s=time.monotonic() - began)
-        except InstanceFailure as failure:
-            raise _explained(api, failure) from failure
-        except UpstreamError as error:
-            raise _failure(error) from error
+        dialect, began_s = DIALECTS[at.api].instance, time.monotonic()
+        upstream = dialect.encode(method, models.own_params(at.instance, params))
+        reply = await self._upstream.request(at.http, "POST", upstream.path, upstream.body())
+        return dialect.decode_answer(method, params, reply.body, elapsed_s=time.monotonic() - began_s)
 
-    async def _show(self, instance: ResourceInstance, api: str, http: HttpChannel, request: Request) -> Any:  # noqa: ANN401 - as execute_on
-        model = request.params["model"]
-        if api == "ollama":
-            body = request.body if request.body is not None else msgspec.json.encode(dict(request.params))
-            try:
-                reply = await self._upstream.request(http, "POST", _SHOW_PATH, body)
-            except InstanceFailure as failure:
-                raise _explained(api, failure, same_api=True) from failure
-            answer = reply.body
-        else:
-            answer = msgspec.json.encode(_described(instance, model))
-        if request.body is None:
-            return msgspec.json.decode(answer)
-        return RawAnswer(200, DIALECTS["ollama"].client.plain_type, answer)
+    async def _shown(self, at: _At, params: Mapping[str, Any]) -> Json:
+        if at.api != "ollama":
+            return listings.described(at.instance, params["model"])
+        body = write_json(params, "the request")
+        reply = await self._upstream.request(at.http, "POST", SHOW_POINT.path, body)
+        shown: Json = reply.json()
+        return shown
 
     # -- in parts ----------------------------------------------------------------------------------------------
 
     async def stream_on(
         self, instance: ResourceInstance, api: str, channel: Channel, request: Request
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Any, None]:
         """The same in parts: canonical parts, or whole lines and events in the caller's API.
 
         What an API answers as a whole although a stream was asked for is one `RawAnswer`.
 
         Raises:
-            InstanceFailure: The instance failed; also when its answer ends without the final marker.
+            InstanceFailure: The instance failed; ``LOST`` also when its answer ends without the final marker.
+            InvalidRequest: The request cannot be put to this api.
         """
-        http = _http(channel)
-        if request.body is None:
-            source = self._canonical_parts(instance, api, http, request.method, request.params)
-        elif api == request.dialect:
-            source = self._pass_parts(instance, api, http, request)
-        else:
-            source = self._translated_parts(instance, api, http, request)
-        try:
-            async for part in source:
-                yield part
-        except InstanceFailure as failure:
-            raise _explained(api, failure, same_api=api == request.dialect) from failure
-        except UpstreamError as error:
-            raise _failure(error) from error
-        finally:
-            await source.aclose()  # type: ignore[attr-defined]
+        at = _At(instance, api, channel)
+        with explaining(api, same_api=api == request.dialect):
+            async with aclosing(self._parts(at, request)) as parts:
+                async for part in parts:
+                    yield part
 
-    async def _pass_parts(
-        self, instance: ResourceInstance, api: str, http: HttpChannel, request: Request
-    ) -> AsyncIterator[Any]:
-        body = _own_body(instance, request)
-        async with self._upstream.stream(http, "POST", request.endpoint, body) as response:
-            if response.content_type == "application/json":
-                yield RawAnswer(200, DIALECTS[api].client.plain_type, await response.read())
+    def _parts(self, at: _At, request: Request) -> AsyncGenerator[Any, None]:
+        if request.body is None:
+            return self._canonical_parts(at, request.method, request.params)
+        if request.dialect == at.api:
+            return self._passed_parts(at, request)
+        return self._translated_parts(at, request)
+
+    async def _passed_parts(self, at: _At, request: Request) -> AsyncGenerator[bytes | RawAnswer, None]:
+        body = models.own_body(at.instance, request.body or b"", request.params["model"])
+        async with self._upstream.stream(at.http, "POST", request.endpoint, body) as response:
+            if response.content_type != DIALECTS[at.api].client.stream_type:
+                yield raw.passed(at.api, at.http.url, await Reply.of(response))
                 return
-            if response.content_type != DIALECTS[api].client.stream_type:
-                raise InstanceFailure(FailureKind.SERVER_ERROR, f"{http.url} answered {response.content_type}")
-            watched = PassThrough(api)
+            watched = PassThrough(at.api)
             async for data in response.content.iter_any():
-                whole = watched.feed(data)
-                if whole:
+                for whole in watched.feed(data):
                     yield whole
-            rest = watched.close()
-            if rest:
+            for rest in watched.close():
                 yield rest
 
-    async def _canonical_parts(
-        self, instance: ResourceInstance, api: str, http: HttpChannel, method: str, params: Mapping[str, Any]
-    ) -> AsyncIterator[dict[str, Any]]:
-        loaded = load_answer(method, params, datetime.now(UTC)) if api != "ollama" else None
+    async def _canonical_parts(self, at: _At, method: str, params: Mapping[str, Any]) -> AsyncGenerator[Json, None]:
+        loaded = _loaded(at, method, params)
         if loaded is not None:
             yield loaded
             return
-        dialect = DIALECTS[api].instance
+        dialect = DIALECTS[at.api].instance
+        upstream = dialect.encode(method, models.own_params(at.instance, params), stream=True)
         decoder = dialect.stream_decoder(method, params)
-        upstream = dialect.encode(method, _own_params(instance, params), stream=True)
-        async with self._upstream.stream(http, "POST", upstream.path, upstream.body()) as response:
+        async with self._upstream.stream(at.http, "POST", upstream.path, upstream.body()) as response:
             async for data in response.content.iter_any():
-                try:
-                    parts = decoder.feed(data)
-                except UpstreamError as error:
-                    for part in error.parts:
-                        yield part
-                    raise
-                for part in parts:
+                for part in _fed(decoder, data):
                     yield part
             for part in decoder.close():
                 yield part
         if not decoder.finished:
             raise InstanceFailure(FailureKind.LOST, "the answer ended without its final marker: it is incomplete")
 
-    async def _translated_parts(
-        self, instance: ResourceInstance, api: str, http: HttpChannel, request: Request
-    ) -> AsyncIterator[Any]:
-        parsed = _parsed(request)
-        loaded = load_answer(parsed.method, parsed.params, datetime.now(UTC))
-        if loaded is not None:
-            answer = loaded
-            if api == "ollama":
-                answer = await self._canonical(instance, api, http, parsed.method, parsed.params)
-            yield _rendered(request, parsed, answer)
+    async def _translated_parts(self, at: _At, request: Request) -> AsyncGenerator[bytes | RawAnswer, None]:
+        parsed = raw.parsed(request)
+        if load_answer(parsed.method, parsed.params, utc_now()) is not None:
+            # This is answered whole, even when a stream was asked for.
+            yield raw.rendered(request, parsed, await self._canonical(at, parsed.method, parsed.params))
             return
         encoder = DIALECTS[request.dialect].client.stream_encoder(parsed)
-        async for part in self._canonical_parts(instance, api, http, parsed.method, parsed.params):
-            data = encoder.part(part)
-            if data:
-                yield data
+        async with aclosing(self._canonical_parts(at, parsed.method, parsed.params)) as parts:
+            async for part in parts:
+                data = encoder.part(part)
+                if data:
+                    yield data
         end = encoder.finish()
         if end:
             yield end
 
-    # -- without an instance -----------------------------------------------------------------------------------
 
-    async def answer(self, request: Request, instances: tuple[InstanceReport, ...]) -> dict[str, Any]:
-        """``llm/models`` and ``llm/loaded``, over all instances.
+@dataclass(frozen=True, slots=True)
+class _At:
+    """Where a request is carried out."""
 
-        An instance that is down or slow never slows the list: what was last seen of it is shown.
-        """
-        if request.method == MODELS:
-            return {"models": _merged(instances)}
-        found = await asyncio.gather(*(self._loaded_on(report) for report in instances))
-        return {"models": [entry for some in found for entry in some]}
+    instance: ResourceInstance
+    api: str
+    channel: Channel
 
-    async def _loaded_on(self, report: InstanceReport) -> list[Mapping[str, Any]]:
-        """What an instance has in memory: asked where it can say so itself, else as last seen."""
-        reached = report.instance.channel_for((_OLLAMA,))
-        if reached is not None and report.instance.probe and report.state == State.READY:
-            with contextlib.suppress(InstanceFailure, TimeoutError, KeyError, TypeError):
-                async with asyncio.timeout(_LISTING_S):
-                    reply = await self._upstream.request(_http(reached[1]), "GET", "/api/ps")
-                found: list[Mapping[str, Any]] = reply.json()["models"]
-                return found
-        known = models.entries(report.instance)
-        warm = (known[name] for name in known if models.capability(name) in report.instance.warm)
-        return [{**entry, "size_vram": 0, "expires_at": "0001-01-01T00:00:00Z"} for entry in warm]
+    @property
+    def http(self) -> HttpChannel:
+        if not isinstance(self.channel, HttpChannel):
+            raise InstanceFailure(
+                FailureKind.SERVER_ERROR, f"cannot drive a {self.channel.kind} channel", started=False
+            )
+        return self.channel
 
 
-def _merged(instances: tuple[InstanceReport, ...]) -> list[Mapping[str, Any]]:
-    """The models of all; what is up goes before what is not, so that its description wins."""
-    merged: dict[str, Mapping[str, Any]] = {}
-    for report in sorted(instances, key=lambda r: (r.state != State.READY, r.instance.id)):
-        for name, entry in models.entries(report.instance).items():
-            merged.setdefault(name, entry)
-    return [merged[name] for name in sorted(merged)]
+def _loaded(at: _At, method: str, params: Mapping[str, Any]) -> Json | None:
+    """The answer to a request that only loads or unloads a model, where the api has no such notion."""
+    return None if at.api == "ollama" else load_answer(method, params, utc_now())
 
 
-def _http(channel: Channel) -> HttpChannel:
-    if not isinstance(channel, HttpChannel):
-        raise InstanceFailure(FailureKind.SERVER_ERROR, f"cannot drive a {channel.kind} channel", started=False)
-    return channel
-
-
-def _parsed(request: Request) -> Parsed:
-    client = DIALECTS[request.dialect].client
-    return client.parse(client.endpoints[request.endpoint], request.body or b"")
-
-
-def _rendered(request: Request, parsed: Parsed, answer: Mapping[str, Any]) -> RawAnswer:
-    client = DIALECTS[request.dialect].client
-    return RawAnswer(200, client.plain_type, client.answer(parsed, answer))
-
-
-def _own_params(instance: ResourceInstance, params: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`params` with the name that the instance itself has for the model."""
-    own = models.own_name(instance, params["model"])
-    return params if models.canonical(own) == models.canonical(params["model"]) else {**params, "model": own}
-
-
-def _own_body(instance: ResourceInstance, request: Request) -> bytes:
-    """The caller's bytes; written anew only where the instance does not know the model by the name the caller used."""
-    body, asked = request.body or b"", request.params["model"]
-    entry = models.entries(instance).get(models.canonical(asked))
-    own = models.own_name(instance, asked)
-    if entry is None or own == asked or instance.kind == "ollama":
-        return body
-    payload = msgspec.json.decode(body)
-    payload["model"] = own
-    return msgspec.json.encode(payload)
-
-
-def _failure(error: UpstreamError) -> InstanceFailure:
-    return InstanceFailure(FailureKind.SERVER_ERROR, error.message)
-
-
-def _explained(api: str, failure: InstanceFailure, *, same_api: bool = False) -> InstanceFailure:
-    """A failure with the server's own words, and its body only where the caller speaks the same API."""
-    if failure.status is None or failure.body is None:
-        return failure
-    text = error_text(failure.status, failure.body)
-    kind = failure.kind
-    if api == "ollama" and kind is FailureKind.SERVER_ERROR and text.startswith('option "'):
-        # Ollama answers 500 to an option of the wrong type, which is the caller's fault and would be everywhere.
-        kind = FailureKind.REJECTED
-    return InstanceFailure(
-        kind,
-        text or failure.message,
-        started=failure.started,
-        retry_after_s=failure.retry_after_s,
-        status=failure.status,
-        body=failure.body if same_api and kind is not FailureKind.UNAUTHORIZED else None,
-    )
-
-
-def _described(instance: ResourceInstance, model: str) -> dict[str, Any]:
-    """What ``/api/show`` says of a model whose server has no such call."""
-    entry = models.entries(instance).get(models.canonical(model), models.entry(model))
-    return {
-        "modelfile": "",
-        "parameters": "",
-        "template": "",
-        "details": entry["details"],
-        "model_info": {},
-        "capabilities": ["completion"],
-        "modified_at": entry["modified_at"],
-    }
+def _fed(decoder: StreamDecoder, data: bytes) -> Iterator[Json]:
+    """The parts that `data` completes; those before an error come before the error."""
+    try:
+        parts = decoder.feed(data)
+    except UpstreamError as error:
+        yield from error.parts
+        raise
+    yield from parts

@@ -145,8 +145,6 @@ class Pulls:
 
     async def _leave(self, pull: _Pull, follower: _Follower) -> None:
         pull.followers.remove(follower)
-        if follower.done.done() and not follower.done.cancelled():
-            follower.done.exception()  # It may have been cancelled in the moment the failure came: seen by nobody else.
         if pull.followers or pull.task is None or pull.task.done():
             return
         self._forget(pull)

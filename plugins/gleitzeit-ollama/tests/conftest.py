@@ -63,7 +63,7 @@ class Pooled:
 
 
 @asynccontextmanager
-async def running(**options: Any) -> AsyncIterator[Pooled]:
+async def running(**options: Any) -> AsyncIterator[Pooled]:  # noqa: ANN401 - as in a configuration
     """Run a hub with these options."""
     dispatcher = Dispatcher()
     hub = OllamaHub(checked_options(options))
@@ -79,7 +79,7 @@ async def pool() -> AsyncIterator[Callable[..., Awaitable[Pooled]]]:
     """Runs a hub with the options it is given, until the test ends."""
     async with AsyncExitStack() as stack:
 
-        async def start(*urls: str, **options: Any) -> Pooled:
+        async def start(*urls: str, **options: Any) -> Pooled:  # noqa: ANN401 - as above
             given = {"instances": list(urls), "discover": False} if urls else {}
             return await stack.enter_async_context(running(**given, **options))
 

@@ -65,8 +65,8 @@ def _pulls(server: OllamaServer) -> list[str]:
     return [record.model for record in server.requests if record.path == "/api/pull"]
 
 
-def _configure(tmp_path: Path, *instances: Any, **hubs: Any) -> None:
-    lan = {"type": "ollama", "instances": list(instances)}
+def _configure(tmp_path: Path, *instances: object, **hubs: object) -> None:
+    lan = {"type": "ollama", "instances": instances}
     (tmp_path / "gleitzeit.yaml").write_text(json.dumps({"hubs": {"lan": lan, **hubs} if instances else hubs}))
 
 
@@ -181,7 +181,9 @@ async def test_servers_cannot_command_the_terminal(run: Run, ollama: OllamaServe
         ((*PULL, "big", "--config", "no-such.yaml"), 2, "no such file"),
     ],
 )
-async def test_wrong_calls_are_told(run: Run, tmp_path: Path, arguments: tuple[str, ...], status: int, reason: str) -> None:
+async def test_wrong_calls_are_told(
+    run: Run, tmp_path: Path, arguments: tuple[str, ...], status: int, reason: str
+) -> None:
     """What cannot be done says why, in one sentence and with a fitting status."""
     _configure(tmp_path, "http://127.0.0.1:2")
     done = await run(*arguments)
@@ -206,6 +208,23 @@ async def test_nothing_to_pull_to(run: Run, tmp_path: Path) -> None:
     assert (done.status, "it is static" in done.err) == (1, True)
 
 
+async def test_hubs_of_other_kinds_are_left_alone(run: Run, ollama: OllamaServer, tmp_path: Path) -> None:
+    """Nothing else in the configuration is started; without an Ollama hub, a server must be named."""
+    (tmp_path / "other.py").write_text(
+        "from gleitzeit_core.hookspecs import HubType, hookimpl\n"
+        "@hookimpl\n"
+        "def gleitzeit_register_hubs():\n"
+        "    options = 'gleitzeit_core.hub:HubOptions'\n"
+        "    return [HubType(name='other', target='no_such_module:Hub', options=options, summary='')]\n"
+    )
+    config = {"plugins": {"files": ["./other.py"]}, "hubs": {"sandbox": {"type": "other"}}}
+    (tmp_path / "gleitzeit.yaml").write_text(json.dumps(config))
+    done = await run(*PULL, "big")
+    assert done.status == 1
+    assert done.err == "Error: the configuration has no hub of type 'ollama'; name a server with --instance URL\n"
+    assert (await run(*PULL, "big", "--instance", ollama.url)).status == 0
+
+
 async def test_the_help_has_examples(run: Run) -> None:
     """`gleitzeit models --help` lists the command, and its own help shows how to call it."""
     assert "download a model to Ollama servers" in (await run("models", "--help")).out
@@ -215,7 +234,7 @@ async def test_the_help_has_examples(run: Run) -> None:
 
 
 @asynccontextmanager
-async def _program(*arguments: str, **options: Any) -> AsyncIterator[asyncio.subprocess.Process]:
+async def _program(*arguments: str, **options: Any) -> AsyncIterator[asyncio.subprocess.Process]:  # noqa: ANN401
     """The program in a process of its own."""
     command = (sys.executable, "-m", "gleitzeit_core.cli", *arguments)
     process = await asyncio.create_subprocess_exec(*command, **options)
@@ -233,12 +252,12 @@ async def test_ctrl_c_ends_it_cleanly(ollama: OllamaServer, tmp_path: Path) -> N
     pipe = asyncio.subprocess.PIPE
     arguments = (*PULL, "big", "--instance", ollama.url)
     async with _program(*arguments, cwd=tmp_path, stdout=pipe, stderr=pipe) as process:
-        await ollama.wait_for(lambda server: server.gate is not None and server.gate.waiting)  # type: ignore[union-attr]
+        assert process.stdout is not None
+        assert await process.stdout.readline() == f"{ollama.url}: pulling manifest\n".encode()
         process.send_signal(signal.SIGINT)
-        out, err = await process.communicate()
+        _, err = await process.communicate()
     await ollama.wait_for(lambda server: server.disconnects == 1)
     assert process.returncode == 130
-    assert b"pulling manifest" in out
     assert b"Traceback" not in err
     assert ollama.catalogue.find("big") is None
 
@@ -247,13 +266,15 @@ async def test_a_reader_that_leaves_ends_it(ollama: OllamaServer, tmp_path: Path
     """When nobody reads the output any more, as with `| head -1`, the pull ends without a traceback."""
     ollama.gate = Gate()
     read, write = os.pipe()
-    arguments = (*PULL, "big", "--json", "--instance", ollama.url)
-    async with _program(*arguments, cwd=tmp_path, stdout=write, stderr=asyncio.subprocess.PIPE) as process:
-        os.close(write)
-        await ollama.wait_for(lambda server: server.gate is not None and server.gate.waiting)  # type: ignore[union-attr]
-        os.close(read)
-        ollama.gate.open()
-        _, err = await process.communicate()
+    async with OllamaServer(registry={"big": 10}, gate=Gate()) as other:
+        arguments = (*PULL, "big", "--instance", ollama.url, "--instance", other.url)
+        async with _program(*arguments, cwd=tmp_path, stdout=write, stderr=asyncio.subprocess.PIPE) as process:
+            os.close(write)
+            assert await asyncio.to_thread(os.read, read, 7) == b"http://"
+            os.close(read)
+            ollama.gate.open()
+            _, err = await process.communicate()
+        await other.wait_for(lambda server: server.disconnects == 1)
     assert process.returncode == 1
     assert err == b""
 

@@ -47,7 +47,7 @@ from gleitzeit_ollama.discovery import is_own_address
         ("https://example.com:port", "https://example.com"),
         # Where a server listens everywhere, it can be reached on loopback.
         (":1234", "http://127.0.0.1:1234"),
-        ("0.0.0.0", "http://127.0.0.1:11434"),
+        ("0.0.0.0", "http://127.0.0.1:11434"),  # noqa: S104 - read, never bound
         ("0.0.0.0:1234", "http://127.0.0.1:1234"),
         ("http://0.0.0.0:1234", "http://127.0.0.1:1234"),
         ("[::]", "http://[::1]:11434"),

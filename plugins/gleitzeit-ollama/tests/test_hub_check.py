@@ -2,12 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-import ssl
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gleitzeit_core.errors import ConfigurationError
 from gleitzeit_core.resources import ChannelKind, HttpChannel, Ownership, Speaks, instance_id
 from gleitzeit_llm.models import entries
 from gleitzeit_ollama.addresses import GATEWAY_HEADER
@@ -26,7 +24,6 @@ from gleitzeit_ollama.testing import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
-    from pathlib import Path
 
     StartPool = Callable[..., Awaitable[Any]]
 
@@ -202,6 +199,7 @@ async def test_a_refused_key_is_a_mistake_in_the_configuration(
     ("fault", "reason"),
     [
         (Status(500), "answered 500"),
+        (Garbage(b" " * 20_000_000, "application/json"), "answered more than 16777216 bytes"),
         (Status(302, "", {"Location": "/login"}), "answered 302"),
         (Busy(), "answered 503"),
         (DropBeforeHeaders(), ""),
@@ -263,24 +261,6 @@ async def test_keys_and_headers_are_sent_and_nowhere_shown(
         assert record.headers["X-Team"] == f"{KEY}-team"
     shown = [pooled.hub, pooled.hub.instances, pooled.hub.options, pooled.dispatcher, pooled.reports()]
     assert KEY not in repr(shown) + caplog.text
-
-
-async def test_certificates_that_cannot_be_read_stop_the_hub(pool: StartPool, tmp_path: Path) -> None:
-    """A file that holds no certificate is a mistake in the configuration, told with its path."""
-    (tmp_path / "ca.pem").write_text("not a certificate")
-    instance = {"url": "https://127.0.0.1:1", "tls": {"ca": str(tmp_path / "ca.pem")}}
-    with pytest.raises(ConfigurationError, match=r"hubs\.ollama\.instances\[0\]\.tls\.ca: cannot be used: "):
-        await pool(instances=[instance])
-
-
-async def test_tls_options_make_the_context(pool: StartPool) -> None:
-    """`verify: false` accepts any certificate; by default the system decides."""
-    lax = {"url": "https://127.0.0.1:1", "tls": {"verify": False}}
-    pooled = await pool(instances=[lax, "https://127.0.0.1:2"], connect_timeout_s=1)
-    contexts = [pooled.instance(f"https://127.0.0.1:{port}").offers[0][1].tls for port in (1, 2)]
-    assert contexts[0].verify_mode is ssl.CERT_NONE
-    assert contexts[1] is None
-    assert set(pooled.states().values()) == {"down"}
 
 
 async def test_many_checks_at_once_do_not_disturb_each_other(pool: StartPool) -> None:

@@ -95,7 +95,7 @@ async def test_ollama_host_that_leads_to_the_gateway_is_skipped(
 async def test_ollama_host_that_makes_no_sense_is_logged_and_ignored(
     pool: StartPool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A variable that names no server costs one warning, without its value, and the ports are looked at all the same."""
+    """A variable that names no server costs one warning, without its value; the ports are looked at all the same."""
     async with OllamaServer() as server:
         monkeypatch.setenv("OLLAMA_HOST", "http://me:sesame@gpu1")
         pooled = await pool(discover_ports=[server.port])

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,13 +24,7 @@ CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 
 def _sockets() -> int:
     """How many sockets this process has open."""
-    links = []
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            links.append(os.readlink(f"/proc/self/fd/{name}"))
-        except FileNotFoundError:  # the folder's own
-            continue
-    return sum(link.startswith("socket:") for link in links)
+    return sum(descriptor.is_socket() for descriptor in Path("/proc/self/fd").iterdir())
 
 
 async def test_down_ready_down(pool: StartPool) -> None:
@@ -62,25 +56,25 @@ async def test_a_killed_server_is_down_and_comes_back(pool: StartPool) -> None:
             assert pooled.models(first.url) == {"model:other"}
 
 
-async def test_a_static_instance_gets_nothing_but_users_requests() -> None:
+async def test_a_static_instance_gets_nothing_but_users_requests(pool: StartPool) -> None:
     """With `probe: false` no check, list or search ever reaches the server; a user's request does."""
     async with OllamaServer(models=["tiny"]) as server:
-        port = int(server.url.rpartition(":")[2])
         static = {"url": server.url, "models": ["tiny"], "probe": False}
-        options = {"instances": [static], "discover": True, "discover_ports": [port], "check_interval_s": 0.01}
-        hub = OllamaHub(checked_options(options))
-        async with LLMProvider(hub=hub) as llm:
-            dispatcher = await Dispatcher.shared(hub)
-            await hub.search()
-            assert not await dispatcher.shell.health.check(hub.instances[0].id)
-            assert [report.state for report in dispatcher.reports()] == ["ready"]
-            await llm.execute("llm/models")
+        pooled = await pool(instances=[static], discover=True, discover_ports=[server.port], check_interval_s=0.01)
+        llm = LLMProvider()
+        llm.bind(pooled.dispatcher)
+        await llm.open()
+        try:
+            await pooled.hub.search()
+            assert await pooled.check(server.url) == "ready"
+            assert len((await llm.execute("llm/models"))["models"]) == 1
             await llm.execute("llm/loaded")
             assert server.requests == []
             answer = await llm.execute("llm/chat", CHAT)
             assert answer["message"]["content"] == "You said: hi"
             assert [record.path for record in server.requests] == ["/api/chat"]
-            await dispatcher.leave()
+        finally:
+            await llm.close()
 
 
 async def test_a_static_instance_that_is_gone_fails_requests_only() -> None:
@@ -138,3 +132,16 @@ async def test_an_external_server_is_never_stopped(pool: StartPool) -> None:
         assert pooled.states() == {}
         assert server.is_listening
         assert {record.method for record in server.requests} == {"GET"}
+
+
+async def test_what_is_withdrawn_while_it_is_asked_stays_away(pool: StartPool) -> None:
+    """A look at an instance that ends after the instance is gone does not bring it back."""
+    async with OllamaServer(models=["tiny"]) as server:
+        pooled = await pool(server.url)
+        server.script.next(Hang(), on="/api/tags")
+        asked = asyncio.create_task(pooled.hub.ensure_model("tiny"))
+        await server.wait_for(lambda server: server.held == 1)
+        pooled.hub.withdraw(pooled.instance(server.url).id, "gone")
+        server.release()
+        assert await asked == ()
+        assert pooled.states() == {}

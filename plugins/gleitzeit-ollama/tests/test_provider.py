@@ -58,8 +58,8 @@ async def test_providers_share_a_hub() -> None:
                 gate.open()
                 await asyncio.gather(*both)
                 assert server.max_in_flight == 1
-            assert len(hub.instances) == 1
-        assert hub.instances == ()
+            assert repr(hub) == "<OllamaHub ollama, 1 instances>"
+        assert repr(hub) == "<OllamaHub ollama, 0 instances>"
 
 
 async def test_a_model_that_is_pulled_can_be_asked_at_once() -> None:

@@ -70,13 +70,18 @@ async def test_who_comes_late_is_told_what_happened(pool: StartPool, ollama: Oll
     pooled = await pool(ollama.url)
     early: list[PullProgress] = []
     late: list[PullProgress] = []
+    joined = asyncio.Event()
+
+    def hear_late(step: PullProgress) -> None:
+        late.append(step)
+        joined.set()
+
     first = asyncio.create_task(pooled.hub.ensure_model("big", progress=early.append))
     await _held(ollama)
     _gate(ollama).allow(2)
     await ollama.wait_for(lambda server: server.requests[-1].tokens == 2)
-    second = asyncio.create_task(pooled.hub.ensure_model("big", progress=late.append))
-    while not late:
-        await asyncio.sleep(0)
+    second = asyncio.create_task(pooled.hub.ensure_model("big", progress=hear_late))
+    await joined.wait()
     _gate(ollama).open()
     await asyncio.gather(first, second)
     assert _statuses(late) == ALL
@@ -93,9 +98,10 @@ async def test_who_wants_it_anywhere_joins_the_pull_under_way(pool: StartPool) -
         pooled = await pool(one.url, two.url)
         first = asyncio.create_task(pooled.hub.ensure_model("big"))
         await _held(one)
-        second = asyncio.create_task(pooled.hub.ensure_model("big"))
-        while repr(pooled.hub.pulls) != "<Pulls 1 running, 2 waiting>":
-            await asyncio.sleep(0)
+        joined = asyncio.Event()
+        second = asyncio.create_task(pooled.hub.ensure_model("big", progress=lambda _: joined.set()))
+        await joined.wait()
+        assert repr(pooled.hub.pulls) == "<Pulls 1 running, 2 waiting>"
         _gate(one).open()
         assert await first == await second == (pooled.instance(one.url).id,)
         assert (_pulls(one), _pulls(two)) == (["big"], [])
@@ -141,6 +147,7 @@ async def test_the_last_to_leave_ends_it(pool: StartPool, ollama: OllamaServer) 
         asyncio.CancelledError,
         asyncio.CancelledError,
     ]
+    assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("pull of")]
     await ollama.wait_for(lambda server: server.disconnects == 1)
     assert repr(pooled.hub.pulls) == "<Pulls 0 running, 0 waiting>"
     _gate(ollama).open()
@@ -211,6 +218,31 @@ async def test_a_pull_that_never_began_is_ended_cleanly() -> None:
     assert not began.is_set()
 
 
+async def test_leaving_takes_as_long_as_closing() -> None:
+    """The last to leave returns when the download has ended, not when it was told to."""
+    began, ending, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def download(*_: object) -> None:
+        try:
+            began.set()
+            await asyncio.Event().wait()
+        finally:
+            ending.set()
+            await ended.wait()
+
+    pulls = Pulls(download)
+    caller = asyncio.create_task(pulls.follow(_FakeInstance(), "big", lambda _: None))  # type: ignore[arg-type]
+    await began.wait()
+    caller.cancel()
+    await ending.wait()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not caller.done()
+    ended.set()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+
+
 class _FakeInstance:
     """All that `Pulls` looks at."""
 
@@ -234,17 +266,16 @@ async def test_a_slow_reader_misses_nothing_but_what_is_outdated() -> None:
 
 async def test_a_feed_is_read_as_it_is_written() -> None:
     """A reader that waits gets each step when it comes, and ends with the feed."""
-    feed, seen = Feed(), []
-
-    async def read() -> None:
-        async for step in feed:
-            seen.append(step.status)
-
-    reader = asyncio.create_task(read())
+    feed = Feed()
+    reader = aiter(feed)
     for status in ("one", "two"):
-        feed.put(PullProgress(instance_id="a", status=status))
-        while status not in seen:
-            await asyncio.sleep(0)
+        waiting = asyncio.ensure_future(anext(reader))
+        await asyncio.sleep(0)  # The reader waits.
+        step = PullProgress(instance_id="a", status=status)
+        feed.put(step)
+        assert await waiting == step
+    waiting = asyncio.ensure_future(anext(reader))
+    await asyncio.sleep(0)
     feed.end()
-    await reader
-    assert seen == ["one", "two"]
+    with pytest.raises(StopAsyncIteration):
+        await waiting

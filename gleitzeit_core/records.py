@@ -1,0 +1,205 @@
+"""What the pool knows of each instance: its state, its slots, and snapshots of those that can serve something."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
+
+from gleitzeit_core.breaker import BreakerState
+from gleitzeit_core.strategies.base import View
+
+if TYPE_CHECKING:
+    from random import Random
+
+    from gleitzeit_core.breaker import CircuitBreaker
+    from gleitzeit_core.clock import TimerHandle
+    from gleitzeit_core.resources import ResourceInstance
+
+
+class State(StrEnum):
+    """What an instance is good for."""
+
+    STARTING = "starting"
+    """Being created: counts as coming, takes nothing yet."""
+    READY = "ready"
+    DOWN = "down"
+    MISCONFIGURED = "misconfigured"
+    """It refuses our credentials."""
+    DRAINING = "draining"
+    """Finishes what it has and takes nothing new."""
+
+
+class Record:
+    """The pool's own record of an instance; strategies see it as a `Candidate`."""
+
+    __slots__ = (
+        *("allowance", "announced", "breaker", "busy_until", "in_flight", "instance", "load", "reason", "room"),
+        *("state", "timer"),
+    )
+
+    def __init__(self, instance: ResourceInstance, state: State, breaker: CircuitBreaker) -> None:
+        self.instance, self.state, self.breaker = instance, state, breaker
+        self.reason = ""
+        self.in_flight = 0
+        self.load = 0.0
+        self.room = 0
+        # It asked to be left alone until then, on the monotonic clock; 0.0 for never.
+        self.busy_until = 0.0
+        # Slow start after a recovery: work it may have at once, doubled by each success. None: all it can.
+        self.allowance: int | None = None
+        self.timer: tuple[float, TimerHandle] | None = None
+        # The condition that observers were last told of.
+        self.announced = ""
+
+    def __repr__(self) -> str:
+        """Id, state and counts."""
+        limit = self.instance.max_concurrent
+        return f"<Record {self.instance.id} {self.condition}, {self.in_flight}/{limit} in flight, {self.breaker!r}>"
+
+    @property
+    def condition(self) -> str:
+        """The state, for people: ``ejected`` while a breaker keeps out what is otherwise ready."""
+        return "ejected" if self.state is State.READY and self.breaker.state is BreakerState.OPEN else self.state
+
+    def recount(self) -> None:
+        """Work out `load` and `room` anew; after every change of anything they depend on."""
+        self.load = self.in_flight / self.instance.weight
+        if self.state is not State.READY or self.busy_until:
+            self.room = 0
+            return
+        limit = self.instance.max_concurrent
+        self.room = (limit if self.allowance is None else min(limit, self.allowance)) - self.in_flight
+        # An open breaker that `Snapshot` keeps in service for lack of others (panic) limits nothing.
+        if self.breaker.state is BreakerState.HALF_OPEN:
+            self.room = min(self.room, self.breaker.room or 0)
+
+    def succeeded(self) -> None:
+        """Let the slow start go on."""
+        if self.allowance is not None:
+            self.allowance *= 2
+            if self.allowance >= self.instance.max_concurrent:
+                self.allowance = None
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """Capacity taken on an instance, to be freed exactly once.
+
+    Args:
+        record: Whose.
+        instance: The instance as it was when the slot was taken.
+        token: For its breaker.
+        taken_at: On the monotonic clock.
+    """
+
+    record: Record
+    instance: ResourceInstance
+    token: int
+    taken_at: float
+    freed: bool = False
+    progressed: bool = False
+
+    def __repr__(self) -> str:
+        """Which instance, and whether it is free again."""
+        return f"<Slot on {self.instance.id}{', freed' if self.freed else ''}>"
+
+
+class Journaled(Protocol):
+    """The part of a pool that a snapshot reads."""
+
+    journal: list[Record]
+
+
+class Snapshot(View):
+    """The instances that can meet some requirements. What it is made of is replaced on change, never changed.
+
+    Those with room are kept grouped by load, so that a pick takes the same time among 4,096 as among 4. The groups are
+    brought up to date from the pool's journal when they are looked at.
+
+    Args:
+        records: All that could, whatever their state, in order of id.
+        pool: Theirs.
+    """
+
+    __slots__ = ("_groups", "_journal", "_places", "_pool", "_read", "ejected", "records")
+
+    candidates: tuple[Record, ...]
+
+    def __init__(self, records: tuple[Record, ...], pool: Journaled) -> None:
+        up = [r for r in records if r.state is State.READY]
+        ejected = [r for r in up if r.breaker.state is BreakerState.OPEN]
+        # At most half of those that are up are ejected, the earliest to come back last of all; the others stay in
+        # service (panic mode): with nearly all failing, the fault is more likely in what is asked than in each of them.
+        kept_out = sorted(ejected, key=lambda r: r.breaker.until or 0.0, reverse=True)[: len(up) // 2]
+        self.ejected = frozenset(kept_out)
+        super().__init__(tuple(r for r in up if r not in self.ejected) if kept_out else tuple(up))
+        self.records = records
+        self._pool = pool
+        self._journal: list[Record] | None = None
+        self._read = 0
+        # By load; and where each candidate stands: its group and its place in there, None when it has no room.
+        self._groups: dict[float, list[Record]] = {}
+        self._places: dict[Record, tuple[float, int] | None] = {}
+
+    def __repr__(self) -> str:
+        """Counts."""
+        return f"<Snapshot {len(self.records)} instances, {len(self.candidates)} serving, {len(self.ejected)} ejected>"
+
+    @property
+    def starting(self) -> bool:
+        """Whether one is being created."""
+        return any(r.state is State.STARTING for r in self.records)
+
+    def least_loaded(self, random: Random) -> Record:
+        """The one with room and the least load, ties at random."""
+        self._catch_up()
+        group = self._groups[min(self._groups)]
+        return group[int(random.random() * len(group))]
+
+    def holds(self, candidate: object) -> bool:
+        """Whether it is one of `candidates`."""
+        self._catch_up()
+        return candidate in self._places
+
+    def has_room(self) -> bool:
+        """Whether any of `candidates` has."""
+        self._catch_up()
+        return bool(self._groups)
+
+    def _catch_up(self) -> None:
+        journal, places = self._pool.journal, self._places
+        if journal is not self._journal:
+            # The first look, or so much has happened since the last that the journal was begun anew.
+            self._journal = journal
+            self._groups = {}
+            self._places = places = dict.fromkeys(self.candidates)
+            changed: tuple[Record, ...] | list[Record] = self.candidates
+        elif len(journal) == self._read:
+            return
+        else:
+            changed = journal[self._read :]
+        self._read = len(journal)
+        for record in changed:
+            if record in places:
+                self._place(record)
+
+    def _place(self, record: Record) -> None:
+        place = self._places[record]
+        load = record.load if record.room > 0 else None
+        if place is not None:
+            if place[0] == load:
+                return
+            group = self._groups[place[0]]
+            last = group.pop()
+            if last is not record:
+                group[place[1]] = last
+                self._places[last] = place
+            if not group:
+                del self._groups[place[0]]
+        if load is None:
+            self._places[record] = None
+        else:
+            group = self._groups.setdefault(load, [])
+            self._places[record] = (load, len(group))
+            group.append(record)

@@ -1,0 +1,135 @@
+"""One try of a request, on an instance it has a slot on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from gleitzeit_core.errors import DeadlineExceeded, FailureKind, InstanceFailure, InvalidRequest, RequestError
+from gleitzeit_core.requests import Outcome, Result
+from gleitzeit_core.runs import Closable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator
+
+    from gleitzeit_core.metrics import ResourceMetrics
+    from gleitzeit_core.pool import Slot
+    from gleitzeit_core.resources import Channel
+    from gleitzeit_core.runs import Executor, Run
+    from gleitzeit_core.shell import Shell
+
+logger = logging.getLogger(__name__)
+
+_END = object()
+
+
+class Try:
+    """One try. Whatever happens in its ``with`` block, its slot is freed once, and callers see only our own errors.
+
+    Args:
+        provider: Who carries the request out.
+        run: The request.
+        slot: Freed when the work has stopped.
+        shell: Whose slot it is.
+        metrics: Where the outcome is counted.
+    """
+
+    __slots__ = ("_metrics", "_provider", "_run", "_shell", "slot")
+
+    def __init__(self, provider: Executor, run: Run, slot: Slot, *, shell: Shell, metrics: ResourceMetrics) -> None:
+        self._provider, self._run, self.slot = provider, run, slot
+        self._shell, self._metrics = shell, metrics
+
+    async def whole(self) -> Any:  # noqa: ANN401 - what a method answers is its own
+        """Carry it out. Work that cannot be cancelled goes on, and keeps its slot, when its caller leaves."""
+        if self.slot.instance.cancellable:
+            return await self._execute()
+        return await asyncio.shield(self._shell.spawn(self._execute()))
+
+    async def _execute(self) -> Any:  # noqa: ANN401 - as above
+        with self:
+            api, channel = self._reach()
+            return await self._provider.execute_on(self.slot.instance, api, channel, self._run.request)
+
+    async def parts(self) -> AsyncGenerator[Any, None]:
+        """Carry it out in parts; in one part where it cannot be cancelled."""
+        run, slot = self._run, self.slot
+        if not slot.instance.cancellable:
+            with run:
+                part = await self.whole()
+            yield part
+            return
+        with self:
+            source: AsyncIterator[Any] | None = None
+            try:
+                api, channel = self._reach()
+                source = self._provider.stream_on(slot.instance, api, channel, run.request)
+                while True:
+                    with run:
+                        part = await anext(source, _END)
+                    if part is _END:
+                        return
+                    if not slot.progressed:
+                        run.first_output_s = self._shell.clock.monotonic() - slot.taken_at
+                        self._shell.admission.progress(slot)
+                    yield part
+            finally:
+                if isinstance(source, Closable):
+                    await source.aclose()
+
+    def _reach(self) -> tuple[str, Channel]:
+        instance = self.slot.instance
+        found = instance.channel_for(self._run.request.requirements.accepts)
+        if found is None:
+            text = f"{instance.endpoint} no longer offers what was asked for"
+            raise InstanceFailure(FailureKind.SERVER_ERROR, text, started=False)
+        return found
+
+    def __enter__(self) -> None:
+        """There is nothing to do: the slot is taken already."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        name = self.slot.instance.id
+        if isinstance(error, InstanceFailure):
+            error.instance_id = name
+        elif isinstance(error, Exception) and not isinstance(error, RequestError):
+            logger.error("%r failed on %s", self._provider, name, exc_info=error)
+            failure = InstanceFailure(FailureKind.SERVER_ERROR, sentence(error), instance_id=name)
+            self._release(failure)
+            raise failure from error
+        self._release(error)
+
+    def _release(self, failure: BaseException | None) -> None:
+        run, slot, admission = self._run, self.slot, self._shell.admission
+        total_s = self._shell.clock.monotonic() - slot.taken_at
+        result, kind = (Result.OK, None) if failure is None else self._judged(failure)
+        if failure is None and run.first_output_s is None:
+            run.first_output_s = total_s
+        run.outcome = outcome = Outcome(
+            result=result,
+            kind=kind,
+            wait_s=run.wait_s,
+            first_output_s=run.first_output_s,
+            total_s=total_s,
+            retry_after_s=failure.retry_after_s if isinstance(failure, InstanceFailure) else None,
+        )
+        name = slot.instance.id if slot.instance.id in admission.pool.records else self._metrics.GONE
+        self._metrics.record(run.request.method, name, outcome)
+        admission.release(run, slot, outcome)
+
+    def _judged(self, failure: BaseException) -> tuple[Result, FailureKind | None]:
+        if isinstance(failure, InstanceFailure):
+            return Result.FAILED, failure.kind
+        if isinstance(failure, InvalidRequest):
+            return Result.FAILED, FailureKind.REJECTED
+        # Its caller left, or its time ran out. Only our own, long deadline without any output counts as a failure.
+        run, late = self._run, isinstance(self._run.ending, DeadlineExceeded)
+        if late and run.request.deadline is None and not self.slot.progressed:
+            return Result.FAILED, FailureKind.TIMEOUT
+        return Result.CANCELLED, None
+
+
+def sentence(error: Exception) -> str:
+    """What a provider raised that it should not have, for a person."""
+    return f"provider failed: {type(error).__name__}" + (f": {error}" if str(error) else "")

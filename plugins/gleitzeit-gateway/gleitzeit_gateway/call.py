@@ -1,0 +1,167 @@
+"""One HTTP request as an endpoint gets it, and the ways to answer it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import HttpVersion11, web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from gleitzeit_core.errors import GleitzeitError, InstanceFailure, InvalidRequest
+from gleitzeit_gateway.errors import Refused
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from gleitzeit_core.manager import ResourceManager
+    from gleitzeit_core.requests import Served
+    from gleitzeit_gateway.options import GatewayOptions
+
+logger = logging.getLogger(__name__)
+
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+@dataclass(slots=True)
+class Call:
+    """One HTTP request.
+
+    Args:
+        request: aiohttp's own.
+        manager: What carries requests out.
+        options: Of the gateway.
+        id: Of the request, for logs and headers.
+        draining: Whether the gateway is shutting down and takes nothing new.
+        tenant: The name of the key that was used; empty for none.
+        priority: Of that key.
+        rest: What a path ending in ``*`` matched there.
+        headers: Put on the answer, whatever it is.
+        model: For the access line; set by the endpoint when it knows.
+        served: Who served it; set by `note_served`.
+        error: The code of the error that was answered; for the access line.
+        failed_on: The instance that failed, when that was the error; for the access line.
+        begun: Whether an answer in parts has begun: no other can be sent any more.
+    """
+
+    request: web.BaseRequest
+    manager: ResourceManager
+    options: GatewayOptions
+    id: str
+    draining: bool = False
+    tenant: str = ""
+    priority: int = 0
+    rest: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+    model: str = ""
+    served: Served | None = None
+    error: str = ""
+    failed_on: str = ""
+    begun: bool = False
+
+    # -- what was asked ----------------------------------------------------------------------------------------
+
+    async def body(self) -> bytes:
+        """The whole body.
+
+        Raises:
+            Refused: It is too large (413), or does not arrive in time (408).
+            InvalidRequest: It is not encoded as its headers say.
+        """
+        limit, limit_s = self.options.max_body_bytes, self.options.body_timeout_s
+        if (self.request.content_length or 0) > limit:
+            raise _too_large(limit)
+        await self._invite()
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self.request.read()
+        except web.HTTPRequestEntityTooLarge:
+            raise _too_large(limit) from None
+        except TimeoutError:
+            raise Refused(408, f"the request did not arrive within {limit_s:g} s", "slow_request") from None
+        except (HttpProcessingError, web.RequestPayloadError) as error:
+            raise InvalidRequest(f"the body is not encoded as its headers say: {_first_line(error)}") from None
+
+    async def _invite(self) -> None:
+        """Tell a caller who waits for it that its body is welcome: key and size are right by now."""
+        expected = self.request.headers.get("Expect", "").lower() == "100-continue"
+        if expected and self.request.version >= HttpVersion11:
+            await self.request.writer.write(_CONTINUE)
+            # This was no part of the answer.
+            self.request.writer.output_size = 0
+
+    @property
+    def gone(self) -> bool:
+        """Whether the caller has left."""
+        transport = self.request.transport
+        return transport is None or transport.is_closing()
+
+    # -- what is answered --------------------------------------------------------------------------------------
+
+    def note_served(self, served: Served) -> None:
+        """Say in the answer's headers and in the access line who served it; nothing where no instance did."""
+        if served.tries:
+            self.served = served
+            self.headers["X-Gleitzeit-Instance"] = served.instance_id
+            self.headers["X-Gleitzeit-Queue-Ms"] = f"{served.queued_s * 1000:.0f}"
+            self.headers["X-Gleitzeit-Tries"] = str(served.tries)
+
+    def note_error(self, error: Exception) -> None:
+        """Say in the access line what went wrong; what is a mistake of our own goes to the log whole."""
+        self.error = error.code if isinstance(error, GleitzeitError) else "internal"
+        if isinstance(error, InstanceFailure) and error.instance_id:
+            self.failed_on = error.instance_id
+            self.headers.setdefault("X-Gleitzeit-Instance", error.instance_id)
+        if not isinstance(error, GleitzeitError):
+            logger.error("request %s failed", self.id, exc_info=error)
+
+    async def begin(self, content_type: str) -> web.StreamResponse:
+        """Send the head of an answer in parts. From now on an error can only be told inside it."""
+        response = web.StreamResponse(headers={**self.headers, "Content-Type": content_type})
+        if self.request.version >= HttpVersion11:
+            response.enable_chunked_encoding()
+        else:
+            response.force_close()  # In HTTP/1.0 the end of the connection is the end of the answer.
+        self.begun = True
+        await response.prepare(self.request)
+        return response
+
+    async def send(
+        self, response: web.StreamResponse, parts: AsyncIterator[bytes], in_band: Callable[[Exception], bytes]
+    ) -> None:
+        """Send all `parts`.
+
+        Args:
+            response: From `begin`.
+            parts: What is left of the answer.
+            in_band: Puts an error into the form it has inside the answer.
+
+        Raises:
+            ConnectionError: The caller has left.
+        """
+        try:
+            async for part in parts:
+                await response.write(part)
+        except Exception as error:
+            # Whatever it is, the caller must not take the answer for complete.
+            if self.gone:
+                raise
+            self.note_error(error)
+            await response.write(in_band(error))
+            self.cut()
+
+    def cut(self) -> None:
+        """Close the connection after what was sent: an answer that broke off must not look complete."""
+        if self.request.transport is not None:
+            self.request.transport.close()
+
+
+def _too_large(limit_bytes: int) -> Refused:
+    return Refused(413, f"the request is larger than {limit_bytes} bytes", "too_large")
+
+
+def _first_line(error: Exception) -> str:
+    text = error.message if isinstance(error, HttpProcessingError) else str(error)
+    return text.partition("\n")[0].strip().rstrip(":") or type(error).__name__

@@ -1,0 +1,88 @@
+"""What the client APIs list: the version, the models there are, and those in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from aiohttp import web
+
+from gleitzeit_core.errors import NoCapableInstance
+from gleitzeit_gateway.endpoints import json_response
+from gleitzeit_llm import models
+from gleitzeit_llm.dialects import DIALECTS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gleitzeit_core.resources import ResourceInstance
+    from gleitzeit_gateway.call import Call
+
+# What clients are told where no Ollama is in the pool: the version whose API the gateway follows.
+OLLAMA_VERSION: Final = "0.24.0"
+
+
+async def root(call: Call) -> web.Response:
+    """What Ollama says there, and clients look for."""
+    del call
+    return web.Response(text="Ollama is running", content_type="text/plain", charset="utf-8")
+
+
+async def version(call: Call) -> web.Response:
+    """The lowest version in the pool, because any instance may get the next request."""
+    found = [_version_of(report.instance) for report in call.manager.instances()]
+    return _ollama_json({"version": min(filter(None, found), key=_version_key, default=OLLAMA_VERSION)})
+
+
+def _version_of(instance: ResourceInstance) -> str:
+    """Of an Ollama; empty for other servers, whose versions mean something else."""
+    speaks = any(api == "ollama" for api, _ in instance.offers)
+    return str(instance.details.get("version") or "") if speaks else ""
+
+
+def _version_key(text: str) -> tuple[int, ...]:
+    return tuple(int(part) if part.isdecimal() else 0 for part in text.split("-", maxsplit=1)[0].split("."))
+
+
+async def tags(call: Call) -> web.Response:
+    """The models there are, as Ollama lists them."""
+    return _ollama_json(await call.manager.execute("llm/models"))
+
+
+async def loaded(call: Call) -> web.Response:
+    """The models in memory, as Ollama lists them."""
+    return _ollama_json(await call.manager.execute("llm/loaded"))
+
+
+async def listed_models(call: Call) -> web.Response:
+    """The models there are, as OpenAI lists them."""
+    found = (await call.manager.execute("llm/models"))["models"]
+    return json_response({"object": "list", "data": [_openai_model(entry["name"], entry) for entry in found]})
+
+
+async def listed_model(call: Call) -> web.Response:
+    """One of them.
+
+    Raises:
+        NoCapableInstance: There is none of that name.
+    """
+    found = (await call.manager.execute("llm/models"))["models"]
+    for entry in found:
+        if models.canonical(entry["name"]) == models.canonical(call.rest):
+            return json_response(_openai_model(call.rest, entry))
+    raise NoCapableInstance(f"model '{call.rest}' not found")
+
+
+def _openai_model(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    created = 0
+    with contextlib.suppress(ValueError, KeyError, OverflowError):
+        created = max(0, int(datetime.fromisoformat(entry["modified_at"]).timestamp()))
+    return {"id": name, "object": "model", "created": created or int(time.time()), "owned_by": "library"}
+
+
+def _ollama_json(data: Any) -> web.Response:  # noqa: ANN401 - anything JSON
+    response = json_response(data)
+    response.headers["Content-Type"] = DIALECTS["ollama"].client.plain_type
+    return response

@@ -1,0 +1,83 @@
+"""Requests and whole answers in the bytes of a client API."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gleitzeit_core.errors import FailureKind, InstanceFailure, UnknownName
+from gleitzeit_llm.dialects import DIALECTS
+from gleitzeit_llm.listings import SHOW_POINT, peek_show
+from gleitzeit_llm.passthrough import check_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from gleitzeit_core.requests import Request
+    from gleitzeit_llm.dialects.base import Endpoint, Parsed, Peek
+    from gleitzeit_llm.upstream import Reply
+
+
+@dataclass(frozen=True, slots=True)
+class RawAnswer:
+    """A whole answer in the caller's API.
+
+    Args:
+        status: HTTP status, from 200 to 299.
+        content_type: As that API has it.
+        body: JSON.
+    """
+
+    status: int
+    content_type: str
+    body: bytes
+
+
+def peek(dialect: str, path: str, body: bytes) -> tuple[Endpoint, Peek]:
+    """What a request says on its face.
+
+    Raises:
+        InvalidRequest: No model can be read from it.
+        UnknownName: There is no such dialect, or no such endpoint in it.
+    """
+    if dialect not in DIALECTS:
+        raise UnknownName("dialect", dialect, DIALECTS)
+    client = DIALECTS[dialect].client
+    if dialect == "ollama" and path == SHOW_POINT.path:
+        return SHOW_POINT, peek_show(body)
+    if path not in client.endpoints:
+        raise UnknownName("endpoint", path, client.endpoints)
+    return client.endpoints[path], client.peek(client.endpoints[path], body)
+
+
+def parsed(request: Request) -> Parsed:
+    """The whole request, in canonical form.
+
+    Raises:
+        InvalidRequest: It cannot be read, or asks for what the protocol cannot express.
+    """
+    client = DIALECTS[request.dialect].client
+    return client.parse(client.endpoints[request.endpoint], request.body or b"")
+
+
+def answer(dialect: str, body: bytes, status: int = 200) -> RawAnswer:
+    """A body with the content type of its API."""
+    return RawAnswer(status, DIALECTS[dialect].client.plain_type, body)
+
+
+def rendered(request: Request, parsed: Parsed, canonical: Mapping[str, Any]) -> RawAnswer:
+    """A canonical answer in the caller's API."""
+    return answer(request.dialect, DIALECTS[request.dialect].client.answer(parsed, canonical))
+
+
+def passed(api: str, url: str, reply: Reply) -> RawAnswer:
+    """An answer that passes as it is.
+
+    Raises:
+        InstanceFailure: It is an error in spite of its status, or no JSON.
+    """
+    if reply.content_type != "application/json":
+        raise InstanceFailure(FailureKind.SERVER_ERROR, f"{url} answered {reply.content_type}, not JSON")
+    check_whole(reply.body)
+    return answer(api, reply.body, reply.status)
