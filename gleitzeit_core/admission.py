@@ -18,6 +18,7 @@ from gleitzeit_core.errors import NoCapableInstance, QueueFull, RequestError, Sh
 from gleitzeit_core.hookspecs import InstanceChange
 from gleitzeit_core.pool import Pool, Record, Slot, Snapshot, State
 from gleitzeit_core.requests import Result
+from gleitzeit_core.resources import Ownership
 from gleitzeit_core.routing import LoadBalancer, OfferKind, Supplier, Ticket
 
 if TYPE_CHECKING:
@@ -289,7 +290,7 @@ class Admission:
     def _hopeless(self, balancer: LoadBalancer, ticket: Ticket) -> RequestError | None:
         """Why waiting cannot help; None when it can."""
         snapshot = balancer.snapshot
-        if any(ticket.may_use(record) for record in snapshot.candidates) or snapshot.starting:
+        if any(ticket.may_use(record) for record in snapshot.candidates) or any(map(self._coming, snapshot.records)):
             return None
         offers = [supplier.offer(balancer.requirements) for supplier in self._suppliers(balancer)]
         if any(offer.kind is OfferKind.CREATABLE for offer in offers):
@@ -299,6 +300,13 @@ class Admission:
         return self._nobody(
             snapshot, balancer.requirements, "; ".join(offer.reason for offer in offers if offer.reason)
         )
+
+    def _coming(self, record: Record) -> bool:
+        """Whether it is being created, or retired just now, which may make room for another."""
+        instance, supplier = record.instance, self.suppliers.get(record.instance.hub)
+        if record.state is State.DRAINING and not record.in_flight and instance.ownership is not Ownership.EXTERNAL:
+            return supplier is not None and supplier.running
+        return record.state is State.STARTING
 
     def _nobody(self, snapshot: Snapshot, requirements: Requirements, why: str) -> RequestError:
         why = f"; {why}" if why else ""

@@ -213,11 +213,8 @@ class _PoolHub(ResourceHub[Any]):
             return Offer(OfferKind.NEVER)
         if self._retry is not None:
             return Offer(OfferKind.NEVER, reason=f"creating failed: {self._failure}")
-        return Offer(OfferKind.CREATABLE if self._missing() else OfferKind.READY)
-
-    def _missing(self) -> int:
-        limit: int = self.options.max_instances
-        return max(0, limit - len({*self._owned, *(instance.id for instance in self.instances)}))
+        room = self.options.max_instances > len(self.instances)
+        return Offer(OfferKind.CREATABLE if room else OfferKind.READY)
 
     async def scale(self, requirements: Requirements, wanted: int) -> None:  # noqa: ARG002 - all are alike
         self._begin(math.ceil(wanted / self._next().max_concurrent) - len(self._creations))
@@ -227,7 +224,9 @@ class _PoolHub(ResourceHub[Any]):
         self._begin(self.options.min_instances - len(self.instances))
 
     def _begin(self, more: int) -> None:
-        for _ in range(min(more, self._missing()) if self._retry is None else 0):
+        # What is being destroyed still takes its place; when it is gone, those who wait ask again.
+        there = {*self._owned, *(instance.id for instance in self.instances)}
+        for _ in range(min(more, self.options.max_instances - len(there)) if self._retry is None else 0):
             coming = self._next(next(self._numbers))
             self.publish(coming, State.STARTING)
             self._creations[coming.id] = asyncio.create_task(self._create(coming))
@@ -269,15 +268,12 @@ class _PoolHub(ResourceHub[Any]):
         if await self._provider.check_resource(instance):
             return instance
         if instance.id in self._owned:
-            # Replaced rather than waited for; in a task of its own, because withdrawing it ends this check.
-            task = asyncio.create_task(self._replace(instance))
+            # Replaced rather than waited for.
+            self.withdraw(instance.id, "not well")
+            task = asyncio.create_task(self._destroy(instance))
             self._replacing.add(task)
             task.add_done_callback(self._replacing.discard)
         raise InstanceFailure(FailureKind.REFUSED, f"{instance.endpoint} is not well")
-
-    async def _replace(self, instance: ResourceInstance) -> None:
-        self.withdraw(instance.id, "not well")
-        await self._destroy(instance)
 
     async def retire(self, instance: ResourceInstance) -> None:
         creation = self._creations.pop(instance.id, None)

@@ -146,11 +146,6 @@ class Snapshot(View):
         """Counts."""
         return f"<Snapshot {len(self.records)} instances, {len(self.candidates)} serving, {len(self.ejected)} ejected>"
 
-    @property
-    def starting(self) -> bool:
-        """Whether one is being created."""
-        return any(r.state is State.STARTING for r in self.records)
-
     def least_loaded(self, random: Random) -> Record:
         """The one with room and the least load, ties at random."""
         self._catch_up()

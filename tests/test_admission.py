@@ -15,6 +15,7 @@ from gleitzeit_core.errors import (
 )
 from gleitzeit_core.pool import State
 from gleitzeit_core.requests import Outcome, Result
+from gleitzeit_core.resources import Ownership
 from gleitzeit_core.routing import Offer, OfferKind
 from gleitzeit_core.testing.machine import Machine
 
@@ -326,6 +327,30 @@ def test_what_is_being_created_is_worth_waiting_for(machine: Machine) -> None:
     machine.admission.remove(record.instance.id, "failed")
     assert "no disk left" in machine.rejected[waiting].message
     assert isinstance(machine.rejected[waiting], Unavailable)
+
+
+@pytest.mark.parametrize(
+    ("ownership", "running", "waits"),
+    [(Ownership.MANAGED, True, True), (Ownership.MANAGED, False, False), (Ownership.EXTERNAL, True, False)],
+)
+def test_what_is_being_retired_may_make_room(
+    machine: Machine,
+    ownership: Ownership,
+    running: bool,
+    waits: bool,  # noqa: FBT001 - a table
+) -> None:
+    """A hub at its limit replaces what it retires; what is not its own, or is removed with it, comes never again."""
+    record = machine.add("a", ownership=ownership)
+    machine.shelf.running = running
+    machine.admission.drain(record.instance.id)
+    if not waits:
+        with pytest.raises(Unavailable):
+            machine.submit()
+        return
+    waiting = machine.submit()
+    assert waiting.waits
+    machine.admission.remove(record.instance.id)
+    assert isinstance(machine.rejected[waiting], NoCapableInstance)
 
 
 def test_those_who_wait_are_sent_away_when_the_last_one_goes_down(machine: Machine) -> None:

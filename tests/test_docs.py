@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md"), *ROOT.glob("*/gleitzeit-*/README.md")])
+PAGES = sorted(
+    [ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md"), *ROOT.glob("*/gleitzeit-*/README.md")]
+)
 CONFIGURATION = (ROOT / "docs/configuration.md").read_text()
 AUTHORS = (ROOT / "docs/writing-a-plugin.md").read_text()
 

@@ -101,6 +101,7 @@ def test_a_higher_generation_begins_anew(machine: Machine) -> None:
     new = machine.add("a", generation=1)
     assert new is not old
     assert (new.in_flight, new.breaker.state, new.state) == (0, BreakerState.CLOSED, State.READY)
+    assert machine.clock.pending == 0, "the old one's timer"
     assert machine.admission.pool.free(slot)
     assert (old.in_flight, new.in_flight) == (0, 0)
 
@@ -398,13 +399,8 @@ def test_there_is_one_timer_for_an_instance(machine: Machine) -> None:
     assert machine.clock.pending == 1
 
 
-def test_a_timer_that_comes_early_is_set_again() -> None:
+def test_a_timer_that_comes_early_is_set_again(machine: Machine) -> None:
     """Loops count time in their own way: a moment too early must not leave an instance out for ever."""
-
-    class Hasty(Machine):
-        """Its timers come a little early."""
-
-    machine = Hasty(policy=STILL)
     record = machine.add("a")
     machine.add("other")
     for _ in range(5):

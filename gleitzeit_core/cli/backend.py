@@ -167,7 +167,10 @@ def _plain(value: object) -> Any:  # noqa: ANN401 - plain data
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM end the program in order, so that no child process is left."""
+    """Let SIGTERM end the program in order, so that no child process is left. Only the main thread can see to that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def end(_: int, __: FrameType | None) -> None:
         raise SystemExit(_TERMINATED)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _CONNECT_TIMEOUT_S: Final = 5.0
 _ANSWER_TIMEOUT_S: Final = 15.0
 """For what a gateway knows by itself."""
-_DEADLINE_GRACE_S: Final = 1.0
+_DEADLINE_GRACE_S: Final = 0.5
 """The gateway says better why a deadline has passed, so it gets this much longer to say it."""
 _MAX_BODY_BYTES: Final = 256 << 20
 _OK: Final = 200

@@ -82,10 +82,8 @@ class LazyGroup(_WithExamples, click.Group):
         """Names and summaries, in order."""
         rows = {name: command.get_short_help_str(80) for name, command in self.commands.items()}
         rows.update((name, summary) for name, (_, summary) in self.own.items())
-        for full, descriptor in _plugins(ctx).commands.items():
-            name, _, below = full.removeprefix(self.before).partition(" ")
-            if full.startswith(self.before) and name not in self.own:
-                rows[name] = f"Commands: {below}, ..." if below and name not in rows else descriptor.summary
+        for name, summary in _offered(_plugins(ctx), self.before).items():
+            rows.setdefault(name, summary)
         return dict(sorted(rows.items()))
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -151,6 +149,18 @@ def _invocation(ctx: click.Context) -> Invocation:
 
 def _plugins(ctx: click.Context) -> PluginHost:
     return _invocation(ctx).lenient_host()[0]
+
+
+def _offered(host: PluginHost, before: str) -> dict[str, str]:
+    """The commands of plugins whose names begin so: the next word, and a summary; of a group, what is in it."""
+    groups: dict[str, list[str]] = {}
+    for full in host.commands:
+        if full.startswith(before):
+            name, _, below = full.removeprefix(before).partition(" ")
+            groups.setdefault(name, []).append(below)
+    alone = {name: host.commands.get(before + name) for name in groups}
+    inside = {name: f"Commands: {', '.join(sorted(words))}" for name, words in groups.items()}
+    return {name: found.summary if found else inside[name] for name, found in alone.items()}
 
 
 def _plugin_command(host: PluginHost, name: str) -> click.Command | None:

@@ -6,8 +6,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gleitzeit_core.admission import Admission
-from gleitzeit_core.effects import Effect, Granted, Recycle, Rejected
-from gleitzeit_core.errors import FailureKind
+from gleitzeit_core.effects import Granted, Recycle, Rejected
 from gleitzeit_core.pool import State
 from gleitzeit_core.requests import Outcome, Request, Result
 from gleitzeit_core.resources import ChannelKind, Requirements, ResourceInstance, Speaks, instance_id
@@ -21,11 +20,12 @@ if TYPE_CHECKING:
 
     from gleitzeit_core.breaker import BreakerPolicy
     from gleitzeit_core.clock import Clock
-    from gleitzeit_core.errors import RequestError
+    from gleitzeit_core.effects import Effect
+    from gleitzeit_core.errors import FailureKind, RequestError
     from gleitzeit_core.pool import Record, Slot
     from gleitzeit_core.strategies.base import Strategy
 
-E = TypeVar("E", bound=Effect)
+E = TypeVar("E")
 
 ECHO = Speaks("echo", ChannelKind.CALL)
 
@@ -114,7 +114,7 @@ class Machine:
 
     def taken(self, kind: type[E]) -> list[E]:
         """The effects of one kind since the last time this was asked, in order."""
-        found = [effect for effect in self.effects if isinstance(effect, kind)]
+        found: list[E] = [effect for effect in self.effects if isinstance(effect, kind)]
         self.effects = [effect for effect in self.effects if not isinstance(effect, kind)]
         return found
 

@@ -17,6 +17,7 @@ import threading
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import importlib_metadata
@@ -26,7 +27,6 @@ from gleitzeit_core.cli import main
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 ECHO = '''
 """A protocol `echo`, and an `llm` that echoes; notes in ./notes what becomes of the work."""
@@ -398,7 +398,10 @@ class Terminal:
         os.write(self._master, text.encode())
 
     def interrupt(self) -> None:
-        """Press Ctrl-C."""
+        """Press Ctrl-C, once the program waits: Python itself misses one between its prompt and its waiting."""
+        state = ""
+        while state not in ("S", "Z"):
+            state = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0]
         self.process.send_signal(signal.SIGINT)
 
     def close(self) -> None:

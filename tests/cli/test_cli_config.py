@@ -201,6 +201,43 @@ def test_init_leaves_out_options_that_cannot_be_loaded(cli: Cli, tmp_path: Path)
     assert "#   my-lamp:\n#     type: lamp\n##     instances" in text
 
 
+NEEDY = """
+from pydantic import BaseModel, Field
+from gleitzeit_core.hookspecs import HubType, SectionType, hookimpl
+
+class Wire(BaseModel):
+    url: str
+    metres: float = 1.0
+
+class Needy(BaseModel):
+    wires: list[Wire] = Field(description="The wires.")
+    plug: Wire
+    name: str
+    amps: int = Field(default=16, examples=[32])
+
+@hookimpl
+def gleitzeit_register_sections():
+    return [SectionType(name="needy", options=f"{__name__}:Needy", summary="Needs much.")]
+"""
+
+
+def test_init_shows_what_must_be_filled_in(cli: Cli, tmp_path: Path) -> None:
+    """An option without a default stands there in its shape, with what is required; an author's example goes before."""
+    (tmp_path / "needy.py").write_text(NEEDY)
+    (tmp_path / "gleitzeit.yaml").write_text("plugins: {files: [./needy.py]}\n")
+    text = cli("init", "--output", "-").out
+    assert (
+        "## needy: Needs much.\nneedy:\n"
+        "##   wires (list of mapping, required): The wires.\n"
+        "##     url (text, required)\n"
+        "##     metres (number, 1.0)\n"
+        "#   wires: [{url: CHANGE-ME}]\n"
+    ) in text
+    assert "#   plug: {url: CHANGE-ME}\n" in text
+    assert "#   name: CHANGE-ME\n" in text
+    assert "#   amps: 32\n" in text
+
+
 def test_init_replaces_nothing_unasked(cli: Cli, tmp_path: Path) -> None:
     """A file that is there stays, unless `--force` is given; nothing else is left behind."""
     path = tmp_path / "gleitzeit.yaml"

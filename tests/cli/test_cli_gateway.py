@@ -521,8 +521,7 @@ def test_empty_lines_in_a_stream_mean_nothing(cli: Cli, gateway: Gateway) -> Non
 # -- time and interruption
 
 
-@pytest.mark.parametrize("begun", [False, True])
-@pytest.mark.parametrize("command", [CHAT, RUN, STREAM])
+@pytest.mark.parametrize(("command", "begun"), [(CHAT, True), (RUN, False), (STREAM, True)])
 def test_a_timeout_ends_the_waiting(cli: Cli, gateway: Gateway, command: list[str], *, begun: bool) -> None:
     """A gateway that says nothing is left after the time that was given, before its answer and within it."""
     left = threading.Event()
@@ -713,6 +712,7 @@ def test_parameters_from_a_file(cli: Cli, gateway: Gateway, tmp_path: Path) -> N
         (["-p", "a=@nope.txt"], "--param a: nope.txt: No such file or directory"),
         (["-p", "a=@home"], "--param a: home: Is a directory"),
         (["-p", "a=@bin"], "--param a: bin is not text in UTF-8"),
+        (["-p", "a=@huge"], "--param a: huge is larger than 67108864 bytes"),
         (["-p", "a=@bad.json"], "--param a: bad.json is not JSON: "),
         (["--params-file", "bad.json"], "--params-file bad.json is not JSON: "),
         (["--params-file", "list.json"], "--params-file list.json: must be a JSON object"),
@@ -723,6 +723,8 @@ def test_parameters_from_a_file(cli: Cli, gateway: Gateway, tmp_path: Path) -> N
 def test_parameters_that_cannot_be_read(cli: Cli, tmp_path: Path, arguments: list[str], message: str) -> None:
     """Nothing is sent; the parameter is named, and why; the status is 2."""
     (tmp_path / "bin").write_bytes(b"\xff\x00")
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate((64 << 20) + 1)
     (tmp_path / "bad.json").write_text('{"a": NaN}')
     (tmp_path / "list.json").write_text("[1]")
     (tmp_path / "deep.json").write_text("[" * 100_000)

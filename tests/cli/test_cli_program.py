@@ -56,8 +56,8 @@ def show(invocation):
 
 @hookimpl
 def gleitzeit_register_commands():
-    names = {"fail": "fail", "show": "show", "models polish": "show", "lamps on": "show", "lamps off": "show",
-             "gone": "nothing_there"}
+    names = {"fail": "fail", "show": "show", "models polish": "show", "instances polish": "show",
+             "lamps on": "show", "lamps off": "show", "gone": "nothing_there"}
     return [CommandType(name=name, target=f"{__name__}:{target}", summary=f"Summary of {name}.")
             for name, target in names.items()]
 '''
@@ -143,8 +143,10 @@ def test_commands_of_plugins_stand_beside_the_cores(cli: Cli) -> None:
     """Alone, in a group of the core's, and in a group that only plugins fill."""
     assert cli("show").out == "None False\n"
     assert cli("models", "polish").out == "None False\n"
+    assert cli("instances", "polish").out == "None False\n"
     assert cli("lamps", "on").out == "None False\n"
     assert "polish  Summary of models polish." in cli("models", "--help").out
+    assert re.search("lamps +Commands: off, on\n", cli("--help").out)
     assert re.findall(r"^  (on|off) ", cli("lamps", "--help").out, re.MULTILINE) == ["off", "on"]
 
 
@@ -214,6 +216,13 @@ def test_completion_offers_names_and_summaries(program: Program) -> None:
     out, err = program(env=env).communicate()
     assert out.split("\n")[1::3] == ["status", "strategies"]
     assert err == ""
+
+
+def test_what_init_writes_is_right_with_all_that_is_installed(cli: Cli) -> None:
+    """Whichever plugins there are here, their settings do not spoil it."""
+    assert cli("init").status == 0
+    ended = cli("config", "check")
+    assert (ended.status, ended.out) == (0, "gleitzeit.yaml is right: hubs: what is found; routes: 1; store: memory\n")
 
 
 # -- global options

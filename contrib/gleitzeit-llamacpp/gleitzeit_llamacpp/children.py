@@ -44,6 +44,16 @@ class Child:
         return self._process.pid
 
     @property
+    def alive(self) -> bool:
+        """Whether it runs; known from the kernel before anybody has waited for it."""
+        if self._process.returncode is not None:
+            return False
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        except ChildProcessError:  # Somebody has waited for it already.
+            return False
+
+    @property
     def log(self) -> str:
         """The last lines it wrote to standard error."""
         return " | ".join(self._lines)
@@ -81,8 +91,8 @@ class Child:
         stdout = self._process.stdout
         line = await stdout.readline() if stdout is not None else b""
         try:
-            said = json.loads(line)
-        except ValueError:
+            said = dict(json.loads(line))
+        except (TypeError, ValueError):
             status = await self._process.wait()
             await self._reading
             raise ModelError(f"ended with status {status} before it listened: {self.log}") from None
@@ -95,13 +105,18 @@ class Child:
         return await self._process.wait()
 
     async def stop(self) -> None:
-        """End it and all its descendants, gently if they let us. More than once is fine."""
-        if self._process.returncode is None:
-            self._signal(signal.SIGTERM)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_GRACE_S):
-                    await self._process.wait()
-        self._signal(signal.SIGKILL)
+        """End it and all its descendants, gently if they let us, at once when cancelled. More than once is fine."""
+        try:
+            if self._process.returncode is None:
+                self._signal(signal.SIGTERM)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_GRACE_S):
+                        await self._process.wait()
+        finally:
+            self._signal(signal.SIGKILL)
+            await self._tidy()
+
+    async def _tidy(self) -> None:
         await self._process.wait()
         if self._process.stdin is not None:
             self._process.stdin.close()

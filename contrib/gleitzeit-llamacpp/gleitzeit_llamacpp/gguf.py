@@ -20,6 +20,7 @@ _VERSIONS: Final = (2, 3)
 _READ_BYTES: Final = 1024 * 1024
 _NUMBERS: Final = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_TOKENIZER: Final = "tokenizer."
 
 
 class NotGGUF(ValueError):
@@ -27,7 +28,7 @@ class NotGGUF(ValueError):
 
 
 def read_header(path: Path) -> Mapping[str, Scalar]:
-    """The single values in the header, up to the word list of the tokenizer, behind which nothing is needed.
+    """The single values in the header, up to those of the tokenizer, behind which nothing is needed.
 
     A header that is cut off or makes no sense gives what could be read of it: whether the file is good is for llama.cpp
     to say.
@@ -62,13 +63,13 @@ class _Reader:
         return value
 
     def text(self) -> str:
-        length = int(self.number("Q"))
-        (value,) = struct.unpack_from(f"<{min(length, _READ_BYTES)}s", self._data, self._at)
-        self._at += length
-        return str(value, "utf-8")
+        return str(self.skip(int(self.number("Q"))), "utf-8")
 
-    def skip(self, size_bytes: int) -> None:
+    def skip(self, size_bytes: int) -> bytes:
+        if size_bytes > len(self._data) - self._at:
+            raise struct.error("the data ends before")
         self._at += size_bytes
+        return self._data[self._at - size_bytes : self._at]
 
 
 def _pairs(reader: _Reader) -> Iterator[tuple[str, Scalar]]:
@@ -77,11 +78,24 @@ def _pairs(reader: _Reader) -> Iterator[tuple[str, Scalar]]:
     reader.number("Q")
     for _ in range(int(reader.number("Q"))):
         key, kind = reader.text(), int(reader.number("I"))
+        if key.startswith(_TOKENIZER):
+            return
         if kind == _STRING:
             yield key, reader.text()
         elif kind in _NUMBERS:
             yield key, reader.number(_NUMBERS[kind])
-        elif kind == _ARRAY and (inner := int(reader.number("I"))) in _NUMBERS:
-            reader.skip(int(reader.number("Q")) * struct.calcsize(_NUMBERS[inner]))
+        elif kind == _ARRAY:
+            _pass_list(reader)
         else:
             return
+
+
+def _pass_list(reader: _Reader) -> None:
+    kind, count = int(reader.number("I")), int(reader.number("Q"))
+    if kind in _NUMBERS:
+        reader.skip(count * struct.calcsize(_NUMBERS[kind]))
+        return
+    if kind != _STRING:
+        raise struct.error("a list of what nobody knows")
+    for _ in range(count):
+        reader.text()

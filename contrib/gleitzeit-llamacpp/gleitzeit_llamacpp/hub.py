@@ -13,6 +13,7 @@ from gleitzeit_core.errors import FailureKind, InstanceFailure
 from gleitzeit_core.hub import ResourceHub
 from gleitzeit_core.pool import State
 from gleitzeit_core.resources import HttpChannel, Ownership, ResourceInstance, instance_id
+from gleitzeit_core.routing import Offer, OfferKind
 from gleitzeit_llamacpp.children import Child
 from gleitzeit_llamacpp.files import ModelError, entry_of, locate, name_of
 from gleitzeit_llamacpp.options import LlamaCppOptions
@@ -23,13 +24,15 @@ from gleitzeit_llm.upstream import Upstream
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from gleitzeit_core.resources import Requirements
     from gleitzeit_llamacpp.options import ModelOptions
 
 logger = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 30.0
-_QUICK_S: Final = 60.0
+_STEADY_S: Final = 60.0
+_QUICK_S: Final = 5.0
 _GIVE_UP_AFTER: Final = 5
 # Where an instance is said to be while it has no address.
 _NOWHERE: Final = HttpChannel("http://starting.invalid")
@@ -43,9 +46,23 @@ class _Seat:
     settings: Settings
     path: Path
     child: Child | None = None
+    keeper: asyncio.Task[None] | None = None
     crashes: int = 0
+    quick: int = 0
     reason: str = ""
     settled: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def crashed(self, served_s: float) -> float | None:
+        """Seconds until the next start; None to give up: nothing is to be hoped for after several quick crashes.
+
+        Args:
+            served_s: How long the process served; 0 when it never listened.
+        """
+        self.crashes = 1 if served_s >= _STEADY_S else self.crashes + 1
+        self.quick = self.quick + 1 if served_s < _QUICK_S else 0
+        if self.quick >= _GIVE_UP_AFTER:
+            return None
+        return min(_FIRST_PAUSE_S * 2.0 ** (self.crashes - 1), _LONGEST_PAUSE_S)
 
 
 class LlamaCppHub(ResourceHub[LlamaCppOptions]):
@@ -61,7 +78,6 @@ class LlamaCppHub(ResourceHub[LlamaCppOptions]):
     def __init__(self, options: LlamaCppOptions | None = None, *, name: str = "") -> None:
         super().__init__(options or LlamaCppOptions(), name=name)
         self._seats: dict[str, _Seat] = {}
-        self._keepers: list[asyncio.Task[None]] = []
         self._upstream = Upstream()
 
     async def open(self) -> None:
@@ -79,7 +95,7 @@ class LlamaCppHub(ResourceHub[LlamaCppOptions]):
         for seat in self._seats.values():
             self.publish(seat.instance, State.STARTING)
             name = f"keeper of {seat.instance.endpoint}"
-            self._keepers.append(asyncio.create_task(self._keep(seat), name=name))
+            seat.keeper = asyncio.create_task(self._keep(seat), name=name)
         await asyncio.gather(*(seat.settled.wait() for seat in self._seats.values()))
         if all(seat.child is None for seat in self._seats.values()):
             raise ModelError(next(seat.reason for seat in self._seats.values()))
@@ -121,33 +137,35 @@ class LlamaCppHub(ResourceHub[LlamaCppOptions]):
 
     async def _keep(self, seat: _Seat) -> None:
         try:
-            while True:
-                began = time.monotonic()
-                await self._serve(seat)
-                seat.crashes = 1 if time.monotonic() - began > _QUICK_S else seat.crashes + 1
-                self._ended(seat)
-                await asyncio.sleep(min(_FIRST_PAUSE_S * 2.0 ** (seat.crashes - 1), _LONGEST_PAUSE_S))
+            pause_s: float | None = 0.0
+            while pause_s is not None:
+                await asyncio.sleep(pause_s)
+                pause_s = seat.crashed(await self._serve(seat))
+                self._ended(seat, pause_s)
         finally:
             child, seat.child = seat.child, None
             if child is not None:
                 await child.stop()
 
-    async def _serve(self, seat: _Seat) -> None:
-        """One process, from its start to its end."""
+    async def _serve(self, seat: _Seat) -> float:
+        """One process, from its start to its end. The seconds it served."""
         try:
             seat.child = child = await Child.start(seat.settings, timeout_s=self.options.start_timeout_s)
         except (ModelError, OSError) as error:
             seat.reason = str(error)
-            return
+            return 0.0
         finally:
             # Whoever waits for the hub to open learns of a failure as soon as there is one.
             if seat.child is None:
                 seat.settled.set()
         await self._up(seat, child)
+        began = time.monotonic()
         status = await child.wait()
-        seat.child = None
+        served_s = time.monotonic() - began
         await child.stop()
+        seat.child = None
         seat.reason = f"process {child.pid} ended with status {status}"
+        return served_s
 
     async def _up(self, seat: _Seat, child: Child) -> None:
         channel = HttpChannel(child.url)
@@ -167,15 +185,26 @@ class LlamaCppHub(ResourceHub[LlamaCppOptions]):
             logger.debug("%s says nothing of its size: %s", seat.instance.endpoint, error)
         return await asyncio.to_thread(entry_of, seat.settings.name, seat.path, parameters)
 
-    def _ended(self, seat: _Seat) -> None:
+    def _ended(self, seat: _Seat, pause_s: float | None) -> None:
         """Say so, and whether somebody may wait for the next."""
         logger.warning("%s: %s", seat.instance.endpoint, seat.reason)
+        if pause_s is None:
+            seat.reason = f"{seat.reason}; {seat.quick} times in a row"
+            self.report_down(seat.instance.id, seat.reason)
+            return
         seat.instance = seat.instance.changed(
             generation=seat.instance.generation + 1, offers=(("openai", _NOWHERE),), handle=None
         )
         self.publish(seat.instance, State.STARTING)
-        if seat.crashes >= _GIVE_UP_AFTER:
-            self.report_down(seat.instance.id, f"{seat.reason}; {seat.crashes} times in a row")
+
+    # -- what is coming ----------------------------------------------------------------------------------------
+
+    def offer(self, requirements: Requirements) -> Offer:
+        """A process that has just died is started anew: whoever lost work with it may wait, even before that is known."""
+        coming = (seat for seat in self._seats.values() if requirements.capabilities <= seat.instance.capabilities)
+        if any(seat.quick < _GIVE_UP_AFTER and not (seat.child and seat.child.alive) for seat in coming):
+            return Offer(OfferKind.CREATABLE, eta_s=_FIRST_PAUSE_S)
+        return Offer(OfferKind.READY)
 
     # -- health ------------------------------------------------------------------------------------------------
 
@@ -186,16 +215,22 @@ class LlamaCppHub(ResourceHub[LlamaCppOptions]):
             InstanceFailure: There is none, or it is not well.
         """
         seat = self._seats[instance.id]
-        if seat.child is None:
+        if seat.child is None or not seat.child.url:
             raise InstanceFailure(FailureKind.REFUSED, seat.reason or "no process", started=False)
         await self._upstream.request(HttpChannel(seat.child.url), "GET", "/health")
         return seat.instance
 
+    async def retire(self, instance: ResourceInstance) -> None:
+        """End one process for good."""
+        await self._end(self._seats[instance.id])
+
     async def close(self) -> None:
         """End all processes."""
-        for keeper in self._keepers:
-            keeper.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
-        self._keepers.clear()
-        self._seats.clear()
+        await asyncio.gather(*(self._end(seat) for seat in self._seats.values()))
         await self._upstream.close()
+
+    @staticmethod
+    async def _end(seat: _Seat) -> None:
+        if seat.keeper is not None:
+            seat.keeper.cancel()
+            await asyncio.gather(seat.keeper, return_exceptions=True)

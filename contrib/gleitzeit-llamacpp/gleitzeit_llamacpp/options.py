@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from gleitzeit_core.hub import HubOptions
 
@@ -30,6 +31,17 @@ class ModelOptions(BaseModel):
     gpu_layers: int = Field(default=0, ge=-1, description="Layers kept on a GPU; -1 for all.")
     embeddings: bool = Field(default=True, description="Whether it embeds, besides chatting.")
 
+    @field_validator("path")
+    @classmethod
+    def _beside_the_configuration(cls, value: str, info: ValidationInfo) -> str:
+        base_dir: Path = (info.context or {}).get("base_dir") or Path()
+        return value if value == PACKAGED else str(base_dir / Path(value).expanduser())
+
+    @property
+    def called(self) -> str:
+        """What callers say."""
+        return self.name or (PACKAGED if self.path == PACKAGED else Path(self.path).stem)
+
 
 class LlamaCppOptions(HubOptions):
     """Options of the hub type `llamacpp`. Without any: two processes with the packaged model."""
@@ -38,3 +50,12 @@ class LlamaCppOptions(HubOptions):
     start_timeout_s: float = Field(
         default=120.0, gt=0, description="A process that does not listen after this many seconds has failed."
     )
+
+    @field_validator("models")
+    @classmethod
+    def _once(cls, value: list[ModelOptions]) -> list[ModelOptions]:
+        names = [model.called.removesuffix(":latest").casefold() for model in value]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"more than one model is called {', '.join(twice)}: for more processes, set 'instances'")
+        return value

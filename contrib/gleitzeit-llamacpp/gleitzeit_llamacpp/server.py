@@ -1,21 +1,26 @@
 """The child process: one llama.cpp server. Run by the hub as ``python -m gleitzeit_llamacpp.server``.
 
-It takes its settings as one JSON object on the command line, prints one JSON line when it listens (or when it cannot), and
-lives until its standard input ends, it is told to terminate, or its parent dies, however that happens.
+It takes its settings as one JSON object on the command line, prints one JSON line when it listens (or when it cannot),
+and lives until its standard input ends, it is told to terminate, or its parent dies, however that happens.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import json
 import os
 import signal
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final
 
+from gleitzeit_llamacpp.gguf import read_header
+
 _PR_SET_PDEATHSIG: Final = 1
+_STDOUT, _STDERR = 1, 2
+# llama.cpp keeps prompts it has read, by default up to 8 GiB of them in each process.
+_CACHE_MIB: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +56,19 @@ def main(argument: str) -> None:
     """Serve until there is nobody to serve for."""
     settings = Settings(**json.loads(argument))
     _die_with(settings.parent)
-    # Ctrl-C reaches the whole foreground group; the parent decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _terminate)
-    with contextlib.suppress(SystemExit):
-        server = _started(settings)
-        # A parent that is gone, however it went, ends this.
-        sys.stdin.buffer.read()
-        del server
+    _own_signals()
+    answers = os.dup(_STDOUT)
+    os.dup2(_STDERR, _STDOUT)  # whatever the native code prints is no answer
+    try:
+        server = _server(settings)
+    except (ImportError, RuntimeError, ValueError, OSError) as error:
+        _say(answers, {"error": f"{type(error).__name__}: {error}"})
+        os._exit(1)
+    # Some versions of llama.cpp put handlers of their own in place while they load.
+    _own_signals()
+    _say(answers, {"url": server.listening_address})
+    # A parent that is gone, however it went, ends this.
+    sys.stdin.buffer.read()
     # Native threads may still run, and there is nothing left to tidy up.
     os._exit(0)
 
@@ -71,22 +81,13 @@ def _die_with(parent: int) -> None:
         os._exit(1)
 
 
-def _terminate(number: int, frame: object) -> None:
-    del number, frame
-    os._exit(0)
+def _own_signals() -> None:
+    """Ctrl-C is for the parent to decide on. SIGTERM ends even a process that loads, where no handler would run."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _started(settings: Settings) -> Any:  # noqa: ANN401 - the library has no types
-    try:
-        server = _server(settings)
-    except (ImportError, RuntimeError, ValueError, OSError) as error:
-        _say({"error": f"{type(error).__name__}: {error}"})
-        sys.exit(1)
-    _say({"url": server.listening_address})
-    return server
-
-
-def _server(settings: Settings) -> Any:  # noqa: ANN401 - as above
+def _server(settings: Settings) -> Any:  # noqa: ANN401 - the library has no types
     from xllamacpp import CommonParams, Server, llama_pooling_type  # noqa: PLC0415 - errors are reported
 
     params = CommonParams()
@@ -100,16 +101,19 @@ def _server(settings: Settings) -> Any:  # noqa: ANN401 - as above
     params.cpuparams_batch.n_threads = settings.threads
     params.n_gpu_layers = settings.gpu_layers if settings.gpu_layers >= 0 else 1_000_000
     params.warmup = False
-    if settings.embeddings:
-        params.embedding = True
-        # Without one, /v1/embeddings refuses models that do not name a pooling of their own.
+    params.cache_ram_mib = _CACHE_MIB
+    params.embedding = settings.embeddings
+    # A model made to embed says how its vectors are pooled. For the others /v1/embeddings wants to be told.
+    if settings.embeddings and not any(key.endswith(".pooling_type") for key in read_header(Path(settings.path))):
         params.pooling_type = llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+    # The web page, which nobody asks for here; newer versions call it differently.
+    setattr(params, "ui" if hasattr(params, "ui") else "webui", False)
     return Server(params)
 
 
-def _say(message: dict[str, str]) -> None:
-    sys.stdout.write(json.dumps(message) + "\n")
-    sys.stdout.flush()
+def _say(answers: int, message: dict[str, str]) -> None:
+    os.write(answers, json.dumps(message).encode() + b"\n")
+    os.close(answers)
 
 
 if __name__ == "__main__":

@@ -81,9 +81,10 @@ async def test_a_request_waits_for_the_new_process(
     assert answer["message"]["content"]
 
 
-async def test_a_request_is_not_lost_with_its_process(make_hub: Callable[..., LlamaCppHub]) -> None:
-    """What a process was working on when it died is done by another one, as long as nothing of it was answered."""
-    hub = make_hub({"instances": 2})
+@pytest.mark.parametrize("instances", [1, 2])
+async def test_a_request_is_not_lost_with_its_process(make_hub: Callable[..., LlamaCppHub], instances: int) -> None:
+    """What a process was working on when it died is done by another one, or by the one that follows it."""
+    hub = make_hub({"instances": instances})
     upstream = Upstream()
     async with LLMProvider(hub=hub) as llm:
         asked = asyncio.create_task(llm.execute("llm/chat", {**CHAT, "options": {"num_predict": 60}}))

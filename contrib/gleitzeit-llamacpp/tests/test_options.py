@@ -57,3 +57,21 @@ def test_mistakes_are_all_reported_with_their_place(tmp_path: Path) -> None:
         "hubs.e.models[1].slots": "",
         "hubs.e.start_timeout": "did you mean 'start_timeout_s'?",
     }
+
+
+@pytest.mark.parametrize("second", ["smollm2", "SmolLM2", "smollm2:latest"])
+def test_two_models_cannot_have_one_name(second: str) -> None:
+    """Callers could not tell them apart, and one would take the other's place."""
+    with pytest.raises(ValidationError, match="more than one model is called smollm2"):
+        LlamaCppOptions.model_validate({"models": [{}, {"name": second}]})
+
+
+def test_paths_are_relative_to_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the program is started."""
+    file = tmp_path / "etc" / "gleitzeit.yaml"
+    file.parent.mkdir()
+    file.write_text("hubs:\n  e: {type: llamacpp, models: [{path: mine.gguf}]}\n")
+    monkeypatch.chdir(tmp_path)
+    options = check_configuration(read_configuration(file, overrides={}), PluginHost.load()).hubs["e"].options
+    assert isinstance(options, LlamaCppOptions)
+    assert options.models[0].path == str(tmp_path / "etc" / "mine.gguf")

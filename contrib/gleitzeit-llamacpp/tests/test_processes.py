@@ -80,7 +80,7 @@ async def test_ctrl_c_is_not_for_it() -> None:
         process.send_signal(signal.SIGTERM)
         assert process.stdout is not None
         assert await process.stdout.read() == b""
-        assert await process.wait() == 0
+        assert await process.wait() in (0, -signal.SIGTERM)
 
 
 async def test_it_ends_with_its_standard_input() -> None:
@@ -103,7 +103,7 @@ async def test_it_says_why_it_cannot_serve() -> None:
     """In the same one line, for its parent to pass on."""
     async with server(replace(SETTINGS, path="/no/such.gguf")) as process:
         assert "error" in await greeting(process)
-        await process.wait()
+        assert await process.wait() == 1
 
 
 PARENT = """
@@ -213,3 +213,30 @@ async def test_a_process_that_takes_too_long_is_given_up(pool: Pool, make_hub: C
     """The hub says so instead of waiting for ever, and the process is not left to load on."""
     with pytest.raises(ModelError, match=r"smollm2: does not listen after 0\.05 s"):
         await pool.shell.add_hub(make_hub(start_timeout_s=0.05))
+
+
+async def test_closing_twice_as_hard_leaves_nothing(
+    pool: Pool, make_hub: Callable[..., LlamaCppHub], children: Callable[[], set[int]]
+) -> None:
+    """A second Ctrl-C cancels the close itself: what has not ended by then is killed, not left behind."""
+    hub = make_hub()
+    await pool.shell.add_hub(hub)
+    (instance,) = await pool.ready()
+    child, before = gone(instance.details["pid"]), children()
+    os.kill(instance.details["pid"], signal.SIGSTOP)  # it cannot even take SIGTERM
+    closing = asyncio.create_task(hub.close())
+    await asyncio.sleep(0.05)
+    closing.cancel()
+    await asyncio.gather(closing, return_exceptions=True)
+    assert child()
+    assert children() == before - {instance.details["pid"]}
+
+
+async def test_a_hub_that_is_removed_ends_its_processes(pool: Pool, make_hub: Callable[..., LlamaCppHub]) -> None:
+    """One by one, as each has finished what it had."""
+    await pool.shell.add_hub(make_hub())
+    (instance,) = await pool.ready()
+    child = gone(instance.details["pid"])
+    await pool.shell.remove_hub("llamacpp")
+    assert child()
+    assert pool.records == []

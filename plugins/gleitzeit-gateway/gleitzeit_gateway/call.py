@@ -76,13 +76,16 @@ class Call:
         await self._invite()
         try:
             async with asyncio.timeout(limit_s):
-                return await self.request.read()
+                body = await self.request.read()
         except web.HTTPRequestEntityTooLarge:
             raise _too_large(limit) from None
         except TimeoutError:
             raise Refused(408, f"the request did not arrive within {limit_s:g} s", "slow_request") from None
         except (HttpProcessingError, web.RequestPayloadError) as error:
             raise InvalidRequest(f"the body is not encoded as its headers say: {_first_line(error)}") from None
+        if len(body) > limit:
+            raise _too_large(limit)
+        return body
 
     async def _invite(self) -> None:
         """Tell a caller who waits for it that its body is welcome: key and size are right by now."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Self
+from typing import Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+
+_KEY_CHARACTERS: Final = 16
 
 
 class KeyOptions(BaseModel):
@@ -14,13 +16,15 @@ class KeyOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     name: str = Field(min_length=1, description="Who it belongs to; the tenant of its requests, shown in logs.")
-    key: SecretStr = Field(min_length=16, description="At least 16 characters; callers send it as a bearer token.")
+    key: SecretStr = Field(description="At least 16 characters; callers send it as a bearer token.")
     priority: int = Field(default=0, description="Of its requests; higher goes first.")
 
     @field_validator("key")
     @classmethod
     def _sendable(cls, key: SecretStr) -> SecretStr:
         text = key.get_secret_value()
+        if len(text) < _KEY_CHARACTERS:
+            raise ValueError(f"a key has at least {_KEY_CHARACTERS} characters, or it could be guessed")
         if not (text.isascii() and text.isprintable()) or " " in text:
             raise ValueError("a key has printable ASCII characters only, and no spaces, or nobody could send it")
         return key

@@ -133,7 +133,7 @@ class Gateway:
             await listener.wait_closed()
 
     def _request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:  # noqa: ANN401 - aiohttp's own
-        # aiohttp refuses a body of exactly its limit.
+        # Some versions of aiohttp refuse a body of exactly their limit; `Call.body` checks ours.
         limit_bytes = self._options.max_body_bytes + 1
         loop = asyncio.get_running_loop()
         return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=limit_bytes)

@@ -76,7 +76,9 @@ def plugins() -> PluginHost:
     return PluginHost.load()
 
 
-def _manager(data: dict[str, Any], plugins: PluginHost) -> ResourceManager:
+def _manager(data: dict[str, Any], plugins: PluginHost, files: Sequence[Path]) -> ResourceManager:
+    if files:
+        plugins = PluginHost.load(files=files)
     raw = read_configuration(None, environ={}, overrides=data)
     return ResourceManager(check_configuration(raw, plugins), plugins)
 
@@ -86,7 +88,7 @@ async def serve(plugins: PluginHost) -> AsyncIterator[Callable[..., Awaitable[Ru
     """Starts gateways over servers that run already, and sees that they leave no task behind.
 
     The function takes the servers, or their URLs; `apis` (only these are used), `hub` (options of the hub), `route`
-    (options of the route) and, by keyword, options of the gateway.
+    (options of the route), `files` (plugins that are files) and, by keyword, options of the gateway.
     """
     before = asyncio.all_tasks()
     async with AsyncExitStack() as stack:
@@ -97,6 +99,7 @@ async def serve(plugins: PluginHost) -> AsyncIterator[Callable[..., Awaitable[Ru
             hub: dict[str, Any] | None = None,
             route: dict[str, Any] | None = None,
             models: Sequence[str] = ("smollm2",),
+            files: Sequence[Path] = (),
             **gateway: object,
         ) -> RunningGateway:
             urls = [server if isinstance(server, str) else server.url for server in servers]
@@ -108,7 +111,7 @@ async def serve(plugins: PluginHost) -> AsyncIterator[Callable[..., Awaitable[Ru
                 "gateway": {"port": 0, "access_log": False, **gateway},
             }
             # The program reads its configuration before its loop runs.
-            manager = await asyncio.to_thread(_manager, data, plugins)
+            manager = await asyncio.to_thread(_manager, data, plugins, files)
             running = await stack.enter_async_context(RunningGateway(manager))
             if apis:
                 await running.manager.add_hub(SomeApis(urls, apis, models))

@@ -1,4 +1,4 @@
-"""Callers who leave: their work is stopped at the instance, then their slot is free, and a line says that they were here."""
+"""Callers who leave: their work is stopped at the instance, then their slot is free, and a line tells of them."""
 
 from __future__ import annotations
 

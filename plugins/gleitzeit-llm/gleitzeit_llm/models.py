@@ -7,6 +7,7 @@ without ``:latest``: the entry that Ollama's ``/api/tags`` would list for it.
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -77,7 +78,8 @@ def entry(name: str, **known: Any) -> dict[str, Any]:  # noqa: ANN401 - fields o
         "model": name,
         "modified_at": "0001-01-01T00:00:00Z",
         "size": 0,
-        "digest": "",
+        # Ollama's own program cuts the first twelve characters off without looking; nothing is identified by it here.
+        "digest": hashlib.sha256(name.encode()).hexdigest(),
         "details": details,
         **known,
     }

@@ -11,5 +11,8 @@ class LLMOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     connect_timeout_s: float = Field(
-        default=5.0, gt=0, description="A server that has not accepted a connection after this many seconds is down."
+        default=5.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="A server that has not accepted a connection after this many seconds is down.",
     )

@@ -192,7 +192,7 @@ class LLMProvider(Provider[LLMOptions]):
     async def _passed_parts(self, at: _At, request: Request) -> AsyncGenerator[bytes | RawAnswer, None]:
         body = models.own_body(at.instance, request.body or b"", request.params["model"])
         async with self._upstream.stream(at.http, "POST", request.endpoint, body) as response:
-            if response.content_type != DIALECTS[at.api].client.stream_type:
+            if not raw.streams(at.api, at.http.url, response.content_type):
                 yield raw.passed(at.api, at.http.url, await Reply.of(response))
                 return
             watched = PassThrough(at.api)
@@ -211,6 +211,7 @@ class LLMProvider(Provider[LLMOptions]):
         upstream = dialect.encode(method, models.own_params(at.instance, params), stream=True)
         decoder = dialect.stream_decoder(method, params)
         async with self._upstream.stream(at.http, "POST", upstream.path, upstream.body()) as response:
+            raw.streams(at.api, at.http.url, response.content_type)
             async for data in response.content.iter_any():
                 for part in _fed(decoder, data):
                     yield part

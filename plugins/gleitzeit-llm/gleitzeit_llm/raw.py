@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gleitzeit_core.errors import FailureKind, InstanceFailure, UnknownName
 from gleitzeit_llm.dialects import DIALECTS
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from gleitzeit_core.requests import Request
     from gleitzeit_llm.dialects.base import Endpoint, Parsed, Peek
     from gleitzeit_llm.upstream import Reply
+
+JSON_TYPE: Final = "application/json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,19 @@ def passed(api: str, url: str, reply: Reply) -> RawAnswer:
     Raises:
         InstanceFailure: It is an error in spite of its status, or no JSON.
     """
-    if reply.content_type != "application/json":
+    if reply.content_type != JSON_TYPE:
         raise InstanceFailure(FailureKind.SERVER_ERROR, f"{url} answered {reply.content_type}, not JSON")
     check_whole(reply.body)
     return answer(api, reply.body, reply.status)
+
+
+def streams(api: str, url: str, content_type: str) -> bool:
+    """Whether an answer comes in parts: an API may answer as a whole although a stream was asked for.
+
+    Raises:
+        InstanceFailure: It is neither, but a page, say.
+    """
+    wanted = DIALECTS[api].client.stream_type
+    if content_type not in (wanted, JSON_TYPE):
+        raise InstanceFailure(FailureKind.SERVER_ERROR, f"{url} answered {content_type}, not {wanted}")
+    return content_type == wanted

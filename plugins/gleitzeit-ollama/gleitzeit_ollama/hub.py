@@ -134,9 +134,8 @@ class OllamaHub(ResourceHub[OllamaOptions]):
             answering = await self.survey()
             targets = () if _with(model, answering) else self._choice(model, answering)
         else:
-            asked = await asyncio.gather(*map(self._refreshed, self._named(instances)))
-            has = _with(model, asked)
-            targets = tuple(instance for instance in asked if instance not in has)
+            named = await self._all_refreshed(self._named(instances))
+            targets = tuple(instance for instance in named if not _with(model, [instance]))
         await self._pull_to(targets, model, progress or _ignore)
         return tuple(instance.id for instance in targets)
 
@@ -193,7 +192,8 @@ class OllamaHub(ResourceHub[OllamaOptions]):
         with contextlib.suppress(ValueError):
             url = without_aliases(normalised(given))
         for instance in self.instances:
-            if given in (instance.id, _options(instance).name) or url == without_aliases(instance.endpoint):
+            names = (instance.id, _options(instance).name or instance.id)
+            if given in names or url == without_aliases(instance.endpoint):
                 return instance
         raise UnknownName("instance", given, [instance.id for instance in self.instances])
 
@@ -230,6 +230,7 @@ class OllamaHub(ResourceHub[OllamaOptions]):
 
     async def _look(self, url: str) -> ResourceInstance | None:
         """The instance at a URL, when an Ollama server answers there."""
+        # Not validated: OLLAMA_HOST may have a path, options must not.
         options = InstanceOptions(url="localhost").model_copy(update={"url": url})
         try:
             async with asyncio.timeout(self.options.check_timeout_s):
@@ -250,6 +251,14 @@ class OllamaHub(ResourceHub[OllamaOptions]):
         if instance.id in self._known:
             self.publish(now)
         return now
+
+    async def _all_refreshed(self, instances: Iterable[ResourceInstance]) -> list[ResourceInstance]:
+        """All of them as they are now; the first failure, when all have answered."""
+        results = await asyncio.gather(*map(self._refreshed, instances), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return [result for result in results if isinstance(result, ResourceInstance)]
 
     def _why_none(self) -> str:
         if self.instances:

@@ -107,11 +107,6 @@ class InstanceOptions(BaseModel):
             raise ValueError("'tls' needs a URL that begins with https://")
         return self
 
-    @property
-    def label(self) -> str:
-        """What people know it by."""
-        return self.name or self.url
-
     def sent_headers(self) -> dict[str, str]:
         """The headers in plain text, the key's included."""
         plain = {name: value.get_secret_value() for name, value in self.headers.items()}
@@ -132,7 +127,9 @@ class OllamaOptions(HubOptions):
 
     model_config = ConfigDict(hide_input_in_errors=True)
 
-    instances: list[Instance] = Field(default=[], description="The servers; a URL alone will do for one.")
+    instances: list[Instance] = Field(
+        default=[], description="The servers; a URL alone will do for one.", examples=[["http://gpu1:11434"]]
+    )
     discover: bool = Field(
         default=False,
         description="Look for servers at $OLLAMA_HOST and on this machine; on by itself when no instances are given.",

@@ -109,7 +109,7 @@ def test_urls_have_one_form(text: str, url: str) -> None:
         ("http://", "names no host"),
         (":11434", "names no host"),
         ("ftp://gpu1", "must begin with http:// or https://"),
-        ("unix:///tmp/x", "must begin with http:// or https://"),
+        ("unix:///run/x", "must begin with http:// or https://"),
         ("http://gpu1:11434/v1", "no path, query or fragment"),
         ("http://gpu1:11434?x=1", "no path, query or fragment"),
         ("http://gpu1:11434/#x", "no path, query or fragment"),

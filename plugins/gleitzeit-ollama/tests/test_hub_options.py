@@ -46,7 +46,7 @@ def test_a_url_alone_is_an_instance() -> None:
     short, long = checked_options({"instances": ["gpu1:11434", {"url": "http://gpu2:11434/"}]}).instances
     assert (short.url, long.url) == ("http://gpu1:11434", "http://gpu2:11434")
     assert short.model_copy(update={"url": long.url}) == long
-    assert (short.weight, short.max_concurrent, short.probe, short.label) == (1.0, 4, True, "http://gpu1:11434")
+    assert (short.weight, short.max_concurrent, short.probe, short.models) == (1.0, 4, True, [])
 
 
 def test_the_schema_has_both_forms() -> None:

@@ -355,12 +355,25 @@ async def test_a_model_must_have_a_name(pool: StartPool, ollama: OllamaServer, m
     assert len(ollama.requests) == before
 
 
-async def test_unknown_instances_are_told(pool: StartPool, ollama: OllamaServer) -> None:
-    """A name that is nobody's answers with the ids there are."""
+@pytest.mark.parametrize("given", ["gpu9", "", "http://127.0.0.1:1", "::"])
+async def test_unknown_instances_are_told(pool: StartPool, ollama: OllamaServer, given: str) -> None:
+    """A name that is nobody's answers with the ids there are, and an empty one is nobody's."""
     pooled = await pool(ollama.url)
     known = pooled.instance(ollama.url).id
-    with pytest.raises(UnknownName, match=re.escape(f"unknown instance 'gpu9'; installed: {known}")):
-        await pooled.hub.ensure_model("big", instances=["gpu9"])
+    with pytest.raises(UnknownName, match=re.escape(f"unknown instance {given!r}; installed: {known}")):
+        await pooled.hub.ensure_model("big", instances=[ollama.url, given])
+    assert _pulls(ollama) == []
+
+
+async def test_one_of_several_that_is_down_fails_all_before_anything_is_pulled(
+    pool: StartPool, ollama: OllamaServer
+) -> None:
+    """Whether the model is there must be known everywhere; nothing is left running when it is not."""
+    pooled = await pool(ollama.url, "http://127.0.0.1:1")
+    with pytest.raises(InstanceFailure, match=r"127\.0\.0\.1:1"):
+        await pooled.hub.ensure_model("big", instances=["http://127.0.0.1:1", ollama.url])
+    assert all(record.finished for record in ollama.requests)
+    assert _pulls(ollama) == []
 
 
 async def test_nobody_to_ask(pool: StartPool) -> None:

@@ -1,0 +1,250 @@
+"""What the gateway says about itself: health, metrics, status, response headers and the access line."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from gleitzeit_gateway.access_line import printable
+from gleitzeit_ollama.testing import DropBeforeHeaders, HangBeforeHeaders, OllamaServer, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from prometheus_client.samples import Sample
+
+    from gleitzeit_gateway.testing import RunningGateway
+
+    Serve = Callable[..., Awaitable[RunningGateway]]
+
+in_each_api = pytest.mark.parametrize("v1", [False, True], ids=["ollama", "openai"])
+streaming_or_not = pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+
+
+# -- health --------------------------------------------------------------------------------------------------------
+
+
+async def test_ready_when_an_instance_is(serve: Serve, ollama: OllamaServer, other: OllamaServer) -> None:
+    """Ready says how many instances are; one is enough, and with none it is 503 while the process still lives."""
+    gateway = await serve(ollama, other)
+    ready = await gateway.ask("/health/ready")
+    assert (ready.status, ready.json) == (200, {"status": "ok", "ready": 2, "instances": 2})
+    await ollama.stop()
+    ids = [report.instance.id for report in gateway.manager.instances()]
+    for name in ids:
+        await gateway.manager.dispatcher.shell.health.check(name)
+    assert (await gateway.ask("/health/ready")).json == {"status": "ok", "ready": 1, "instances": 2}
+    await other.stop()
+    for name in ids:
+        await gateway.manager.dispatcher.shell.health.check(name)
+    ready = await gateway.ask("/health/ready")
+    assert (ready.status, ready.json) == (503, {"status": "no instance is ready", "ready": 0, "instances": 2})
+    assert (await gateway.ask("/health/live")).json == {"status": "ok"}
+
+
+async def test_not_ready_without_instances(serve: Serve) -> None:
+    """A gateway with nothing to serve is not ready."""
+    gateway = await serve()
+    assert (await gateway.ask("/health/ready")).status == 503
+    assert (await gateway.ask("/api/tags")).json == {"models": []}
+    assert (await gateway.chat()).status == 404
+
+
+async def test_not_ready_while_draining(serve: Serve, ollama: OllamaServer) -> None:
+    """From the beginning of the drain on it is not ready, and nothing new is taken; what runs goes on."""
+    gateway = await serve(ollama)
+    ollama.script.next(hang := HangBeforeHeaders())
+    running = asyncio.create_task(gateway.chat())
+    async with asyncio.timeout(20):
+        await hang.reached.wait()
+        draining = asyncio.create_task(gateway.gateway.drain())
+        await gateway.until(lambda: "draining" in repr(gateway.gateway))
+        ready = await gateway.ask("/health/ready")
+        assert (ready.status, ready.json["status"]) == (503, "shutting down")
+        assert (await gateway.ask("/health/live")).status == 200
+        for v1 in (False, True):
+            refused = await gateway.chat(v1=v1)
+            assert refused.status == 503
+            assert refused.headers["X-Gleitzeit-Error"] == "shutting_down"
+            assert refused.headers["Connection"] == "close"
+        assert not draining.done()
+        hang.released.set()
+        assert (await running).status == 200
+        await draining
+
+
+# -- metrics and status --------------------------------------------------------------------------------------------
+
+
+async def _samples(gateway: RunningGateway) -> list[Sample]:
+    answered = await gateway.ask("/metrics")
+    assert answered.status == 200
+    assert answered.headers["Content-Type"].startswith("text/plain; version=")
+    families = list(text_string_to_metric_families(answered.text))
+    assert all(family.documentation for family in families)
+    assert len({family.name for family in families}) == len(families)
+    return [sample for family in families for sample in family.samples]
+
+
+def _sum(samples: list[Sample], name: str, **labels: str) -> float:
+    return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
+
+
+async def test_metrics_count_tries(serve: Serve, ollama: OllamaServer, other: OllamaServer) -> None:
+    """Tries are counted by how they ended, durations in histograms whose buckets grow up to the count."""
+    gateway = await serve(ollama, other, route={"strategy": "round_robin"})
+    ollama.script.next(DropBeforeHeaders())
+    for number in range(4):
+        await gateway.chat(stream=number % 2 == 0)
+    samples = await _samples(gateway)
+    assert _sum(samples, "gleitzeit_tries_total", method="llm/chat", result="ok") == 4
+    assert _sum(samples, "gleitzeit_tries_total", method="llm/chat", result="lost") == 1
+    for name, count in (("wait", 5), ("first_output", 4), ("total", 5)):
+        assert _sum(samples, f"gleitzeit_{name}_seconds_count") == count
+        assert _sum(samples, f"gleitzeit_{name}_seconds_bucket", le="+Inf") == count
+        assert _sum(samples, f"gleitzeit_{name}_seconds_sum") >= 0
+    by_instance: dict[str, list[float]] = {}
+    for sample in samples:
+        if sample.name == "gleitzeit_total_seconds_bucket":
+            by_instance.setdefault(sample.labels["instance"], []).append(sample.value)
+    assert len(by_instance) == 2
+    assert all(values == sorted(values) for values in by_instance.values())
+
+
+async def test_metrics_show_the_present(serve: Serve, ollama: OllamaServer) -> None:
+    """Gauges tell what runs, what waits and how each instance is, now."""
+    gateway = await serve(ollama, hub={"max_concurrent": 1})
+    ollama.script.next(hang := HangBeforeHeaders())
+    asked = [asyncio.create_task(gateway.chat()) for _ in range(3)]
+    async with asyncio.timeout(20):
+        await hang.reached.wait()
+        await gateway.until(lambda: gateway.waiting == 2)
+        samples = await _samples(gateway)
+        hang.released.set()
+        await asyncio.gather(*asked)
+    assert _sum(samples, "gleitzeit_queue_waiting") == 2
+    assert _sum(samples, "gleitzeit_instance_in_flight", endpoint=ollama.url) == 1
+    assert _sum(samples, "gleitzeit_instance_max_concurrent", endpoint=ollama.url) == 1
+    assert _sum(samples, "gleitzeit_instance_state", state="ready") == 1
+    assert _sum(samples, "gleitzeit_instance_state") == 1
+
+
+async def test_status(serve: Serve, ollama: OllamaServer) -> None:
+    """The status is what the manager knows, as JSON."""
+    gateway = await serve(ollama)
+    await gateway.chat()
+    status = (await gateway.ask("/admin/status")).json
+    (instance,) = status["instances"]
+    assert (instance["endpoint"], instance["state"], instance["served"]) == (ollama.url, "ready", 1)
+    assert {method["name"] for method in status["methods"]} >= {"llm/chat", "llm/models"}
+    assert status["requests"]["ok"] == 1
+
+
+# -- headers -------------------------------------------------------------------------------------------------------
+
+
+@in_each_api
+@streaming_or_not
+async def test_headers_name_who_served(serve: Serve, ollama: OllamaServer, *, v1: bool, stream: bool) -> None:
+    """Every answer names the instance, the wait and the tries, and carries a request id of its own."""
+    gateway = await serve(ollama)
+    answers = [await gateway.chat(v1=v1, stream=stream) for _ in range(2)]
+    (report,) = gateway.manager.instances()
+    for answered in answers:
+        assert answered.headers["X-Gleitzeit-Instance"] == report.instance.id
+        assert answered.headers["X-Gleitzeit-Queue-Ms"] == "0"
+        assert answered.headers["X-Gleitzeit-Tries"] == "1"
+        assert answered.headers["X-Gleitzeit-Gateway"] == "1"
+        assert answered.headers["Server"] == "gleitzeit"
+        assert re.fullmatch(r"[0-9a-f]{16}", answered.headers["X-Request-Id"])
+    assert len({answered.headers["X-Request-Id"] for answered in answers}) == 2
+
+
+async def test_headers_tell_the_wait(serve: Serve, ollama: OllamaServer, other: OllamaServer) -> None:
+    """Waiting for a slot is told in milliseconds."""
+    gateway = await serve(ollama, other, hub={"max_concurrent": 1})
+    for server in (ollama, other):
+        server.script.next(HangBeforeHeaders())
+    asked = [asyncio.create_task(gateway.chat()) for _ in range(3)]
+    async with asyncio.timeout(20):
+        await gateway.until(lambda: (gateway.in_flight, gateway.waiting) == (2, 1))
+        await asyncio.sleep(0.02)
+        ollama.release()
+        other.release()
+        waited = [int((await task).headers["X-Gleitzeit-Queue-Ms"]) for task in asked]
+    assert waited[:2] == [0, 0]
+    assert waited[2] >= 15
+
+
+@pytest.mark.parametrize("given", ["my-id_1.2:3", "a", "x" * 64])
+async def test_request_id_of_the_caller(serve: Serve, ollama: OllamaServer, given: str) -> None:
+    """A caller's own id comes back, with errors too."""
+    gateway = await serve(ollama)
+    for path in ("/api/tags", "/nope", "/v1/models/nope"):
+        assert (await gateway.ask(path, headers={"X-Request-Id": given})).headers["X-Request-Id"] == given
+
+
+@pytest.mark.parametrize("given", ["", "x" * 65, "a b", "a\tb", "ä", '"', "a;b", "{}"])
+async def test_request_id_that_is_none(serve: Serve, ollama: OllamaServer, given: str) -> None:
+    """What could harm a log is replaced."""
+    gateway = await serve(ollama)
+    answered = await gateway.ask("/api/tags", headers={"X-Request-Id": given})
+    assert re.fullmatch(r"[0-9a-f]{16}", answered.headers["X-Request-Id"])
+
+
+# -- the access line -----------------------------------------------------------------------------------------------
+
+
+@in_each_api
+@streaming_or_not
+async def test_access_line(
+    serve: Serve, ollama: OllamaServer, caplog: pytest.LogCaptureFixture, *, v1: bool, stream: bool
+) -> None:
+    """One line per request: id, method, path, status, time, model, instance, wait and tries."""
+    caplog.set_level(logging.INFO, "gleitzeit.access")
+    gateway = await serve(ollama, access_log=True)
+    answered = await gateway.chat(v1=v1, stream=stream)
+    await gateway.until(lambda: caplog.messages)
+    (line,) = caplog.messages
+    path = "/v1/chat/completions" if v1 else "/api/chat"
+    head = f"{answered.headers['X-Request-Id']} POST {path} 200 "
+    assert line.startswith(head)
+    instance = answered.headers["X-Gleitzeit-Instance"]
+    assert re.fullmatch(rf"[0-9.]+ms model=smollm2 instance={instance} queued=0ms tries=1", line.removeprefix(head))
+
+
+async def test_access_line_of_an_error(serve: Serve, ollama: OllamaServer, caplog: pytest.LogCaptureFixture) -> None:
+    """A failed request's line has the error's code, and the instance that failed."""
+    caplog.set_level(logging.INFO, "gleitzeit.access")
+    gateway = await serve(ollama, access_log=True)
+    ollama.script.always(Status(500))
+    await gateway.chat()
+    await gateway.chat(model="nope\nforged line")
+    await gateway.ask("/api/chat", b"{")
+    await gateway.ask("/a%20path/with%0Alines?and=secrets", headers={"X-Forwarded-For": "192.0.2.1"})
+    failed, unknown, wrong, nowhere = caplog.messages
+    assert re.search(r" 500 .* model=smollm2 instance=ollama-\S+ error=instance_failure$", failed)
+    assert re.search(r" 404 .* model=nope\?forged\?line error=no_capable_instance$", unknown)
+    assert re.search(r" POST /api/chat 400 \S+ error=invalid_request$", wrong)
+    assert re.search(r" GET /a\?path/with\?lines 404 \S+ms$", nowhere)
+
+
+async def test_access_line_can_be_left_out(
+    serve: Serve, ollama: OllamaServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With ``access_log: false`` there is none."""
+    caplog.set_level(logging.INFO, "gleitzeit.access")
+    gateway = await serve(ollama, access_log=False)
+    await gateway.chat()
+    assert caplog.messages == []
+
+
+def test_printable() -> None:
+    """What goes into a line is one word, and not endless."""
+    assert printable("a b\r\n\x1b[31m\u2028c") == "a?b???[31m?c"
+    assert len(printable("x" * 1000)) == 200
