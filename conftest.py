@@ -9,6 +9,7 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from pathlib import Path
 
 REQUIRE_ALL = os.environ.get("GLEITZEIT_REQUIRE_ALL", "") not in {"", "0"}
 
@@ -38,3 +39,19 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     if REQUIRE_ALL:
         _forbid_skip(report)
     return report
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A key and a certificate for ``127.0.0.1`` and ``localhost``, with the authority that signed it, all in one file.
+
+    Made anew each time: no key stands in the tree. A server loads it as its chain, a client as what it trusts.
+    """
+    import trustme  # noqa: PLC0415 - few tests need it
+
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1", "localhost")
+    file = tmp_path_factory.mktemp("tls") / "localhost.pem"
+    parts = [issued.private_key_pem, *issued.cert_chain_pems, authority.cert_pem]
+    file.write_bytes(b"".join(part.bytes() for part in parts))
+    return file

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
 from gleitzeit_core.config import RouteOptions
 from gleitzeit_core.config_reading import PluginsSection
 from gleitzeit_core.hookspecs import HookSpecs
@@ -112,7 +113,7 @@ def test_yaml_of_the_configuration_page_is_a_configuration(tmp_path: Path) -> No
 def test_library_example_of_the_readme_runs(tmp_path: Path) -> None:
     """The ten lines talk to a model, on a machine where nothing is configured."""
     code = re.findall(r"<!-- run: library -->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
-    done = subprocess.run(  # noqa: S603 - our own example
+    done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         cwd=tmp_path,
         env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OLLAMA_HOST": "127.0.0.1:9"},

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
+
 from gleitzeit_core.errors import ClosedError, NoCapableInstance, Unavailable
 from gleitzeit_core.manager import ResourceManager
 from gleitzeit_llm.provider import LLMProvider

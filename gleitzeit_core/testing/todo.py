@@ -37,6 +37,7 @@ class Todo:
         """It failed."""
         if not self._end.done():
             self._end.set_exception(error)
+            self._end.exception()  # Whether anybody waits for it is not our affair.
 
     async def wait(self) -> Any:  # noqa: ANN401 - what `finish` was given
         """Its end. It remembers when whoever waits was cancelled."""

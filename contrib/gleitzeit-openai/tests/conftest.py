@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -70,9 +69,3 @@ async def shell() -> AsyncIterator[Shell]:
     shell = Shell(clock=SystemClock(), random=Random(1))
     yield shell
     await shell.aclose()
-
-
-@pytest.fixture
-def certificate() -> Path:
-    """A certificate for ``localhost`` with its key, made for these tests and trusted by nobody else."""
-    return Path(__file__).with_name("localhost.pem")

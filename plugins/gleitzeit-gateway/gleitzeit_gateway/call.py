@@ -33,7 +33,8 @@ class Call:
         request: aiohttp's own.
         manager: What carries requests out.
         options: Of the gateway.
-        id: Of the request, for logs and headers.
+        id: For logs and headers; the caller's own, where it sent one.
+        unique_id: For the request inside: what a caller chooses may have been used before, and by somebody else.
         draining: Whether the gateway is shutting down and takes nothing new.
         tenant: The name of the key that was used; empty for none.
         priority: Of that key.
@@ -50,6 +51,7 @@ class Call:
     manager: ResourceManager
     options: GatewayOptions
     id: str
+    unique_id: str
     draining: bool = False
     tenant: str = ""
     priority: int = 0
@@ -122,7 +124,8 @@ class Call:
 
     async def begin(self, content_type: str) -> web.StreamResponse:
         """Send the head of an answer in parts. From now on an error can only be told inside it."""
-        response = web.StreamResponse(headers={**self.headers, "Content-Type": content_type})
+        kind = _WithoutBody if self.request.method == "HEAD" else web.StreamResponse
+        response = kind(headers={**self.headers, "Content-Type": content_type})
         if self.request.version >= HttpVersion11:
             response.enable_chunked_encoding()
         else:
@@ -159,6 +162,13 @@ class Call:
         """Close the connection after what was sent: an answer that broke off must not look complete."""
         if self.request.transport is not None:
             self.request.transport.close()
+
+
+class _WithoutBody(web.StreamResponse):
+    """An answer to HEAD, which aiohttp would send whole."""
+
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Nothing."""
 
 
 def _too_large(limit_bytes: int) -> Refused:

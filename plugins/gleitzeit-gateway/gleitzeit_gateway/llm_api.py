@@ -59,7 +59,9 @@ def openai_endpoints() -> list[Endpoint]:
 async def _answer(api: str, path: str, call: Call) -> web.StreamResponse:
     provider = cast("LLMProvider", call.manager.provider("llm/chat"))
     body = await call.body()
-    request = provider.raw_request(api, path, body, tenant=call.tenant, priority=call.priority).changed(id=call.id)
+    request = provider.raw_request(api, path, body, tenant=call.tenant, priority=call.priority).changed(
+        id=call.unique_id
+    )
     call.model = request.params["model"]
     try:
         if request.stream:

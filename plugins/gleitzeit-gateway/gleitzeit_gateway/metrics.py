@@ -8,6 +8,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import choose_encoder
 
+from gleitzeit_core.pool import State
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from gleitzeit_core.metrics import Histogram
 
 _BOUNDS_S: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-_STATES: Final = ("ready", "starting", "down", "ejected", "misconfigured", "draining")
+_STATES: Final = (*(state.value for state in State), "ejected")
 
 
 def exposition(manager: ResourceManager) -> tuple[bytes, str]:

@@ -82,7 +82,7 @@ async def _carried_out(call: Call, message: Mapping[str, Any]) -> web.StreamResp
         tenant=call.tenant,
         priority=call.priority,
         timeout_s=message.get("timeout_s"),
-    ).changed(id=call.id)
+    ).changed(id=call.unique_id)
     call.model = str(request.params.get("model") or "")
     if message.get("stream"):
         return await _in_parts(call, provider, request.changed(stream=True))

@@ -35,7 +35,7 @@ _UNAUTHORIZED: Final = 401
 _KEEPALIVE_S: Final = 75.0
 _BACKLOG: Final = 1024
 # How long answers that are on their way already may take at the very end.
-_LAST_S: Final = 1.0
+_LAST_S: Final = 0.25
 
 
 class Gateway:
@@ -111,7 +111,8 @@ class Gateway:
     async def drain(self) -> None:
         """Take nothing new and let running answers finish, for the grace period at most.
 
-        New requests get 503, so that callers and what balances them know at once; those who wait are sent away.
+        New requests get 503, so that callers and what balances them know at once; those who wait are sent away. The
+        manager takes nothing new from then on, from anybody.
         """
         self._draining = True
         self._manager.dispatcher.shell.admission.close()
@@ -142,13 +143,17 @@ class Gateway:
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         began = time.monotonic()
-        call = Call(request, self._manager, self._options, _request_id(request), draining=self._draining)
+        unique_id = new_request_id()
+        shown_id = _id_of_caller(request) or unique_id
+        call = Call(request, self._manager, self._options, shown_id, unique_id, draining=self._draining)
         call.headers = {MARK: "1", "Server": _SERVER, "X-Request-Id": call.id}
         self._open += 1
         self._idle.clear()
         status = access_line.GONE
         try:
             response = await self._answer(call)
+            await response.prepare(request)
+            await response.write_eof()
             status = response.status
         except ConnectionError:
             response = web.Response(status=status)  # Nobody is there to get it.
@@ -224,10 +229,10 @@ class Gateway:
         return response
 
 
-def _request_id(request: web.BaseRequest) -> str:
-    """The caller's own, where it is harmless; else a new one."""
+def _id_of_caller(request: web.BaseRequest) -> str:
+    """The id that the caller has given the request; empty for none, or for one that could do harm in a log."""
     given = request.headers.get("X-Request-Id", "")
-    return given if _CLIENT_ID.fullmatch(given) else new_request_id()
+    return given if _CLIENT_ID.fullmatch(given) else ""
 
 
 def _checked(endpoint: Endpoint, response: object) -> web.StreamResponse:

@@ -80,7 +80,7 @@ class Upstream:
     """
 
     def __init__(self, *, connect_timeout_s: float = 5.0) -> None:
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s)
+        self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout_s)
         self._sessions: tuple[aiohttp.ClientSession, aiohttp.ClientSession] | None = None
 
     def __repr__(self) -> str:

@@ -191,11 +191,8 @@ class RawServer:
         return HttpChannel(self.url)
 
 
-TLS = Path(__file__).parent / "tls"
-
-
 @pytest.fixture
-async def serve() -> AsyncIterator[Callable[..., Awaitable[RawServer]]]:
+async def serve(certificate: Path) -> AsyncIterator[Callable[..., Awaitable[RawServer]]]:
     """Starts servers: each connection is given to a function with its `Line`. What such a function raises is raised."""
     listeners, works, errors = [], set(), []
 
@@ -214,7 +211,7 @@ async def serve() -> AsyncIterator[Callable[..., Awaitable[RawServer]]]:
             finally:
                 writer.close()
 
-        listener = await asyncio.start_server(work, "127.0.0.1", 0, ssl=_server_tls() if tls else None)
+        listener = await asyncio.start_server(work, "127.0.0.1", 0, ssl=_server_tls(certificate) if tls else None)
         listeners.append(listener)
         server.listener = listener
         server.port = listener.sockets[0].getsockname()[1]
@@ -232,10 +229,10 @@ async def serve() -> AsyncIterator[Callable[..., Awaitable[RawServer]]]:
         raise errors[0]
 
 
-def _server_tls() -> ssl.SSLContext:
-    """For 127.0.0.1 from 2020 to 2120, signed by itself. The key is worth nothing: it is here."""
+def _server_tls(certificate: Path) -> ssl.SSLContext:
+    """With a certificate that nobody trusts by himself."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(TLS / "certificate.pem", TLS / "key.pem")
+    context.load_cert_chain(certificate)
     return context
 
 

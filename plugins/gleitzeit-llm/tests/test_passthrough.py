@@ -258,6 +258,8 @@ NOT_THE_END_OF_EVENTS = {
     "another field": b"id: [DONE]\n\n",
     "an error as a string": b'data: {"choices":[{"index":0,"delta":{"content":"error"}}]}\n\n',
     "no error": b'data: {"error":null,"choices":[]}\n\n',
+    "no JSON": b'data: {"error" is what happened}\n\n',
+    "no event": b'<p class="error">\n\n',
 }
 
 

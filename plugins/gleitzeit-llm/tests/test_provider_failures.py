@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +14,7 @@ from gleitzeit_core.errors import FailureKind, InstanceFailure, InvalidRequest
 from gleitzeit_llm.provider import RawAnswer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 
     from gleitzeit_core.requests import Request
 
@@ -464,6 +466,20 @@ async def test_show_that_fails(call: Call, dialect: str, handler: Handler, kind:
 # -- callers that leave --------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def left_to_the_collector() -> Iterator[list[object]]:
+    """The asynchronous generators that nobody closed, and that so end some time later."""
+    hooks, found = sys.get_asyncgen_hooks(), []
+
+    def finalize(generator: AsyncGenerator[object]) -> None:
+        found.append(generator)
+        hooks.finalizer(generator)
+
+    sys.set_asyncgen_hooks(finalizer=finalize)
+    yield found
+    sys.set_asyncgen_hooks(*hooks)
+
+
 @ways
 async def test_leaving_a_stream_ends_the_work(call: Call, dialect: str, api: str) -> None:
     """When `aclose` is through, the connection is closed, the slot is free, and nothing is left to be done later."""
@@ -477,11 +493,11 @@ async def test_leaving_a_stream_ends_the_work(call: Call, dialect: str, api: str
         gone.set()
 
     caller, _ = await call(dialect, api, handle)
-    parts = caller.pool.dispatcher.stream(caller.pool.provider, caller.request(stream=True))
-    await anext(parts)
-    before = asyncio.all_tasks()
-    await parts.aclose()
-    assert asyncio.all_tasks() == before
+    with left_to_the_collector() as left:
+        parts = caller.pool.dispatcher.stream(caller.pool.provider, caller.request(stream=True))
+        await anext(parts)
+        await parts.aclose()
+    assert left == []
     assert [report.in_flight for report in caller.pool.dispatcher.reports()] == [0]
     await gone.wait()
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     Line = Any
     Serve = Callable[..., Awaitable[Any]]
 
-TLS = Path(__file__).parent / "tls"
-
 
 async def answer_all(line: Line) -> None:
     """Answer every request on a connection."""
@@ -129,7 +127,8 @@ async def test_cookies_are_not_kept(serve: Serve, upstream: Upstream) -> None:
 
     server = await serve(handle)
     for _ in range(2):
-        await upstream.request(server.channel, "GET", "/")
+        await upstream.request(HttpChannel(server.url.replace("127.0.0.1", "localhost")), "GET", "/")
+    assert len(server.heard) == 2
     assert all("cookie" not in heard.headers for heard in server.heard)
 
 
@@ -143,10 +142,10 @@ async def test_proxies_of_the_environment_are_not_used(
     assert (await upstream.request(server.channel, "GET", "/")).status == 200
 
 
-async def test_a_certificate_can_be_trusted(serve: Serve, upstream: Upstream) -> None:
+async def test_a_certificate_can_be_trusted(serve: Serve, upstream: Upstream, certificate: Path) -> None:
     """With a context that knows the certificate, TLS works."""
     server = await serve(answer_all, tls=True)
-    channel = HttpChannel(server.url, tls=ssl.create_default_context(cafile=TLS / "certificate.pem"))
+    channel = HttpChannel(server.url, tls=ssl.create_default_context(cafile=certificate))
     assert (await upstream.request(channel, "GET", "/")).json() == {"ok": True}
 
 
@@ -217,9 +216,9 @@ async def test_many_stale_connections_do_not_matter(serve: Serve, upstream: Upst
     server = await serve(handle)
     await asyncio.gather(*(upstream.request(server.channel, "POST", "/", b"{}") for _ in range(4)))
     assert server.lines == 4
-    replies = await asyncio.gather(*(upstream.request(server.channel, "POST", "/", b"{}") for _ in range(4)))
-    assert [reply.status for reply in replies] == [200] * 4
-    assert server.lines == 8
+    for count in range(1, 5):
+        assert (await upstream.request(server.channel, "POST", "/", b"{}")).status == 200
+        assert server.lines == 4 + count
 
 
 async def test_a_new_connection_that_closes_loses_the_request(serve: Serve, upstream: Upstream) -> None:

@@ -16,27 +16,6 @@ if TYPE_CHECKING:
 
     StartPool = Callable[..., Awaitable[Any]]
 
-# For 127.0.0.1 from 2020 to 2120, signed by itself. The key is worth nothing: it is here.
-CERTIFICATE = """\
------BEGIN CERTIFICATE-----
-MIIBlzCCAT2gAwIBAgIBATAKBggqhkjOPQQDAjAZMRcwFQYDVQQDDA5nbGVpdHpl
-aXQgdGVzdDAgFw0yMDAxMDEwMDAwMDBaGA8yMTIwMDEwMTAwMDAwMFowGTEXMBUG
-A1UEAwwOZ2xlaXR6ZWl0IHRlc3QwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAARu
-DFnuos7wKg+1TOnUwSYPvzfufoUyZ/9rfcCnkH37RKb81bWrV1jV8OpPPl6Pcj9z
-7lj+vqYasbRQ+uAVZEcUo3QwcjAPBgNVHRMBAf8EBTADAQH/MA4GA1UdDwEB/wQE
-AwIChDAdBgNVHQ4EFgQUG+cgw9dUkDKUKcpKyNNCuZ17e1wwHwYDVR0jBBgwFoAU
-G+cgw9dUkDKUKcpKyNNCuZ17e1wwDwYDVR0RBAgwBocEfwAAATAKBggqhkjOPQQD
-AgNIADBFAiAC0xf1sx4iRLET/lqoNW+ydiBXzl2OqYW1Bk2KiTYghAIhAKpIki4t
-8URWcJD66HmpevNDLpAWAW8m8SYXKzhGuNpS
------END CERTIFICATE-----
-"""
-KEY = """\
------BEGIN PRIVATE KEY-----
-MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgKpRwsAqDO1BxOP4m
-Y+e6GSlprTBZVa40tVXU12SfYfqhRANCAARuDFnuos7wKg+1TOnUwSYPvzfufoUy
-Z/9rfcCnkH37RKb81bWrV1jV8OpPPl6Pcj9z7lj+vqYasbRQ+uAVZEcU
------END PRIVATE KEY-----
-"""
 ANSWERS = {
     "/api/version": {"version": "0.24.0"},
     "/api/tags": {"models": [{"name": "tiny:latest", "model": "tiny:latest"}]},
@@ -49,20 +28,10 @@ async def _answer(request: web.Request) -> web.Response:
 
 
 @pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    """A file with the certificate."""
-    file = tmp_path / "ca.pem"
-    file.write_text(CERTIFICATE)
-    return file
-
-
-@pytest.fixture
 async def secure(certificate: Path) -> AsyncIterator[str]:
     """The URL of a server whose certificate nobody has signed."""
-    key = certificate.with_name("key.pem")
-    key.write_text(KEY)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate, key)
+    context.load_cert_chain(certificate)
     application = web.Application()
     application.router.add_get("/api/{name}", _answer)
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=0)
