@@ -319,7 +319,10 @@ class Admission:
             return Unavailable(f"no instance can be had for {needs}{why}")
         have = sorted({c for record in self.pool.records.values() for c in record.instance.capabilities})
         shown = ", ".join([*have[:_SHOWN_MAX], *(["..."] if len(have) > _SHOWN_MAX else [])])
-        message = f"no instance has {needs}; there is: {shown or 'nothing'}"
+        # What has never been well has not said what it can do; it may be just the one.
+        unknown = [_described(r) for r in self.pool if not r.instance.capabilities and r.condition != State.READY]
+        doubt = f"; {', '.join(unknown[:_SHOWN_MAX])}" if unknown else ""
+        message = f"no instance has {needs}; there is: {shown or 'nothing'}{doubt}"
         return NoCapableInstance(message, needed=sorted(requirements.capabilities))
 
     def _suppliers(self, balancer: LoadBalancer) -> list[Supplier]:

@@ -22,10 +22,10 @@ from gleitzeit_core.clock import SystemClock
 from gleitzeit_core.errors import (
     FailureKind,
     InstanceFailure,
+    InvalidRequest,
     RequestError,
     ShuttingDown,
     Unavailable,
-    UnknownMethod,
 )
 from gleitzeit_core.metrics import ResourceMetrics
 from gleitzeit_core.pool import State
@@ -54,6 +54,8 @@ _RETRY_SHARE = 0.2
 _RETRY_LEAST = 3
 # What is left after the grace period is cancelled, and gets this long to put things right.
 _END_S = 5.0
+# So long work that was lost with the last instance waits for news of another.
+_NOTICE_S = 0.25
 # One timer serves all deadlines; it comes at most this often.
 _LATE_S = 0.005
 _END = object()
@@ -173,11 +175,12 @@ class Dispatcher:
         """Carry `request` out on one instance, in parts. Nothing happens before the first part is asked for.
 
         Raises:
-            UnknownMethod: There is no such method, or it does not answer in parts.
+            UnknownMethod: There is no such method.
+            InvalidRequest: It does not answer in parts.
         """
         method = provider.method(request.method)
         if not method.streams:
-            raise UnknownMethod(f"{request.method} in parts", ())
+            raise InvalidRequest(f"{request.method} does not answer in parts", param="stream")
         run = self._prepare(method, request)
         return Stream(self._parts(provider, run), run)
 
@@ -314,7 +317,7 @@ class Dispatcher:
         """Wait for a slot."""
         if run.deadline is not None and run.deadline <= self.clock.monotonic():
             raise run.late(self.clock.monotonic(), queued=True)
-        slot = self.shell.admission.submit(run)
+        slot = await self._submit(run)
         run.wait_s = 0.0
         if slot is None:
             slot = await self.shell.wait(run)
@@ -324,6 +327,16 @@ class Dispatcher:
         run.instance_id = slot.instance.id
         run.first_output_s = None
         return Try(provider, run, slot, shell=self.shell, metrics=self.metrics)
+
+    async def _submit(self, run: Run) -> Slot | None:
+        try:
+            return self.shell.admission.submit(run)
+        except InstanceFailure as failure:
+            # Lost with the last instance there was: its hub, which may be starting another, may not have noticed yet.
+            if failure.kind is not FailureKind.LOST:
+                raise
+        await asyncio.sleep(_NOTICE_S)
+        return self.shell.admission.submit(run)
 
     def _retry_or_raise(self, run: Run, slot: Slot, failure: InstanceFailure) -> None:
         """Make ready for another try, or raise `failure`."""

@@ -51,6 +51,7 @@ class _Watch:
     hub: Checked
     interval_s: float
     timeout_s: float
+    up: bool
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
     failures: int = 0
@@ -75,16 +76,29 @@ class HealthMonitor:
         failing = sum(1 for watch in self._watches.values() if watch.failures)
         return f"<HealthMonitor watches {len(self._watches)}, {failing} failing>"
 
-    def watch(self, instance: ResourceInstance, hub: Checked, *, interval_s: float, timeout_s: float) -> None:
-        """Begin to check an instance, or learn that it has changed. Those that must not be probed are left alone."""
+    def watch(
+        self, instance: ResourceInstance, hub: Checked, *, interval_s: float, timeout_s: float, up: bool = True
+    ) -> None:
+        """Begin to check an instance, or learn that it has changed. Those that must not be probed are left alone.
+
+        Args:
+            instance: As it is now.
+            hub: Knows how to check it.
+            interval_s: Between two checks.
+            timeout_s: A check that takes longer has failed.
+            up: Whether it counts as well until a check says otherwise; if not, its first failure is told already.
+        """
         known = self._watches.get(instance.id)
         if known is not None:
             # A new start, perhaps of something else: what went wrong before says nothing about it.
             known.failures *= known.instance.generation == instance.generation
             known.instance = instance
         elif instance.probe and not self._closed:
-            watch = self._watches[instance.id] = _Watch(instance, hub, interval_s, timeout_s)
-            watch.task = asyncio.create_task(self._run(watch), name=f"health of {instance.id}")
+            watch = self._watches[instance.id] = _Watch(instance, hub, interval_s, timeout_s, up)
+            self._begin(watch)
+
+    def _begin(self, watch: _Watch) -> None:
+        watch.task = asyncio.create_task(self._run(watch), name=f"health of {watch.instance.id}")
 
     def forget(self, instance_id: str) -> None:
         """Check it no more."""
@@ -101,7 +115,13 @@ class HealthMonitor:
     async def check(self, instance_id: str) -> bool:
         """Check it now. Whether it is well; False also when it is not watched."""
         watch = self._watches.get(instance_id)
-        return watch is not None and await self._check(watch)
+        if watch is None or await self._check(watch):
+            return watch is not None
+        if watch.task is not None and self._watches.get(instance_id) is watch:
+            # Its pause was for an instance that is well; what is not is asked again sooner.
+            watch.task.cancel()
+            self._begin(watch)
+        return False
 
     async def aclose(self) -> None:
         """Stop all checks and wait until they have stopped."""
@@ -151,7 +171,7 @@ class HealthMonitor:
     def _well(self, watch: _Watch, asked: ResourceInstance, now: ResourceInstance) -> None:
         if not self._current(watch, asked):
             return
-        watch.failures = 0
+        watch.failures, watch.up = 0, True
         # The hub may have published a newer record while the instance answered; that one is right.
         if watch.instance is asked and now != asked:
             watch.instance = now
@@ -164,5 +184,6 @@ class HealthMonitor:
         watch.failures += 1
         if kind is FailureKind.UNAUTHORIZED:
             self._sink.set_state(asked.id, State.MISCONFIGURED, reason)
-        elif kind is FailureKind.REFUSED or watch.failures >= _DOWN_AFTER:
+        elif kind is FailureKind.REFUSED or watch.failures >= _DOWN_AFTER or not watch.up:
+            watch.up = False
             self._sink.set_state(asked.id, State.DOWN, reason)

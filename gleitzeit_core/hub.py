@@ -181,6 +181,10 @@ class ResourceHub(ABC, Generic[OptionsT]):
         if known is not None and known.generation <= instance.generation:
             self._known[instance.id] = instance
 
+    def disown(self, instance_id: str) -> None:
+        """Forget what another hub has already."""
+        self._known.pop(instance_id, None)
+
     async def start(self, sink: HubSink) -> None:
         """Open the hub and search for the first time; then go on searching.
 

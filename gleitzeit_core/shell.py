@@ -212,7 +212,13 @@ class Shell:
             self.health.forget(instance.id)
         else:
             options = hub.options
-            self.health.watch(instance, hub, interval_s=options.check_interval_s, timeout_s=options.check_timeout_s)
+            self.health.watch(
+                instance,
+                hub,
+                interval_s=options.check_interval_s,
+                timeout_s=options.check_timeout_s,
+                up=state != State.DOWN,
+            )
 
     def _scale(self, hub: str, requirements: Requirements, wanted: int) -> None:
         """One call of a hub's `scale` at a time for the same requirements; then one more if it was wanted meanwhile."""
@@ -276,8 +282,14 @@ class Shell:
     # -- as a sink ---------------------------------------------------------------------------------------------
 
     def put(self, instance: ResourceInstance, state: State) -> None:
-        """An instance is there, or has changed."""
-        hub = self.hubs.get(instance.hub)
+        """An instance is there, or has changed. One that another hub has already stays with that hub."""
+        hub, known = self.hubs.get(instance.hub), self.admission.pool.records.get(instance.id)
+        if known is not None and known.instance.hub != instance.hub:
+            message = "%s is in the hubs %s and %s: it is used through the first"
+            logger.warning(message, instance.endpoint, known.instance.hub, instance.hub)
+            if hub is not None:
+                hub.disown(instance.id)
+            return
         if hub is not None:
             hub.note(instance)
         self.admission.put(instance, state)

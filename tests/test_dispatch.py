@@ -18,7 +18,6 @@ from gleitzeit_core.errors import (
     QueueFull,
     RequestError,
     Unavailable,
-    UnknownMethod,
 )
 from gleitzeit_core.pool import State
 from gleitzeit_core.requests import Result
@@ -670,7 +669,7 @@ async def test_the_first_part_lets_others_in() -> None:
 async def test_a_method_that_does_not_stream_says_so() -> None:
     """At once."""
     async with stage(["a"]) as on:
-        with pytest.raises(UnknownMethod, match="echo/say in parts"):
+        with pytest.raises(InvalidRequest, match="echo/say does not answer in parts"):
             on.provider.stream("echo/say")
 
 

@@ -76,3 +76,28 @@ async def test_each_asks_every_instance() -> None:
     answered = [outcome.value["details"]["family"] for outcome in outcomes if outcome.error is None]
     assert answered == ["llama"]
     assert [type(outcome.error) for outcome in outcomes if outcome.error is not None] == [Unavailable]
+
+
+async def test_an_instance_in_two_hubs_is_used_through_the_first(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its slots are counted once, somebody is told, and the end of the second hub does not take it away."""
+    async with OllamaServer() as server:
+        path = tmp_path / "gleitzeit.yaml"
+        path.write_text(f"hubs: {{one: {{type: ollama, instances: ['{server.url}']}}}}\n")
+        async with ResourceManager.from_config(path) as manager:
+            other = OllamaHub(OllamaOptions.model_validate({"instances": [server.url]}), name="other")
+            await manager.add_hub(other)
+            assert "is in the hubs one and other" in caplog.text
+            await manager.remove_hub("other")
+            assert [(r.instance.hub, r.state) for r in manager.instances()] == [("one", "ready")]
+            assert (await manager.execute("llm/chat", QUESTION))["done"] is True
+
+
+async def test_what_may_have_a_model_and_is_down_is_named(tmp_path: Path) -> None:
+    """A server that was never reached may be the one that has it: the error says so."""
+    path = tmp_path / "gleitzeit.yaml"
+    path.write_text("hubs: {lan: {type: ollama, instances: ['http://127.0.0.1:9']}}\n")
+    async with ResourceManager.from_config(path) as manager:
+        with pytest.raises(NoCapableInstance, match="http://127.0.0.1:9 is down"):
+            await manager.execute("llm/chat", QUESTION)

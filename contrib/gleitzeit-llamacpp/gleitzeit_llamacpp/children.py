@@ -44,16 +44,6 @@ class Child:
         return self._process.pid
 
     @property
-    def alive(self) -> bool:
-        """Whether it runs; known from the kernel before anybody has waited for it."""
-        if self._process.returncode is not None:
-            return False
-        try:
-            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
-        except ChildProcessError:  # Somebody has waited for it already.
-            return False
-
-    @property
     def log(self) -> str:
         """The last lines it wrote to standard error."""
         return " | ".join(self._lines)

@@ -13,7 +13,6 @@ from gleitzeit_core.errors import FailureKind, InstanceFailure
 from gleitzeit_core.hub import ResourceHub
 from gleitzeit_core.pool import State
 from gleitzeit_core.resources import HttpChannel, Ownership, ResourceInstance, instance_id
-from gleitzeit_core.routing import Offer, OfferKind
 from gleitzeit_llamacpp.children import Child
 from gleitzeit_llamacpp.files import ModelError, entry_of, locate, name_of
 from gleitzeit_llamacpp.options import LlamaCppOptions
@@ -24,7 +23,6 @@ from gleitzeit_llm.upstream import Upstream
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gleitzeit_core.resources import Requirements
     from gleitzeit_llamacpp.options import ModelOptions
 
 logger = logging.getLogger(__name__)
@@ -196,15 +194,6 @@ class LlamaCppHub(ResourceHub[LlamaCppOptions]):
             generation=seat.instance.generation + 1, offers=(("openai", _NOWHERE),), handle=None
         )
         self.publish(seat.instance, State.STARTING)
-
-    # -- what is coming ----------------------------------------------------------------------------------------
-
-    def offer(self, requirements: Requirements) -> Offer:
-        """A process that has just died is started anew: whoever lost work with it may wait, even before that is known."""
-        coming = (seat for seat in self._seats.values() if requirements.capabilities <= seat.instance.capabilities)
-        if any(seat.quick < _GIVE_UP_AFTER and not (seat.child and seat.child.alive) for seat in coming):
-            return Offer(OfferKind.CREATABLE, eta_s=_FIRST_PAUSE_S)
-        return Offer(OfferKind.READY)
 
     # -- health ------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from gleitzeit_ollama.testing import DropBeforeHeaders, HangBeforeHeaders, Ollam
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from pathlib import Path
 
     from prometheus_client.samples import Sample
 
@@ -248,3 +249,44 @@ def test_printable() -> None:
     """What goes into a line is one word, and not endless."""
     assert printable("a b\r\n\x1b[31m\u2028c") == "a?b???[31m?c"
     assert len(printable("x" * 1000)) == 200
+
+
+OBSERVER = """
+from gleitzeit_core.hookspecs import hookimpl
+from gleitzeit_gateway.endpoints import Endpoint, json_response
+from gleitzeit_gateway.errors import plain_error
+
+seen = []
+
+
+async def show(call):
+    return json_response(seen)
+
+
+@hookimpl
+def gleitzeit_request_finished(finished):
+    seen.append([finished.request.id, finished.request.tenant])
+
+
+@hookimpl
+def gleitzeit_gateway_endpoints():
+    return [Endpoint(method="GET", path="/seen", handler=show, error=plain_error)]
+"""
+
+
+async def test_request_inside(serve: Serve, ollama: OllamaServer, tmp_path: Path) -> None:
+    """Inside, ids are unique whatever callers send, the same as outside where they send none; keys become tenants."""
+    (tmp_path / "observer.py").write_text(OBSERVER)
+    key = "a-key-of-at-least-16-characters"
+    gateway = await serve(ollama, files=[tmp_path / "observer.py"], keys=[{"name": "alice", "key": key}])
+    question = {"model": "smollm2", "messages": [{"role": "user", "content": "hi"}], "stream": False}
+    headers = {"X-Api-Key": key}
+    for _ in range(2):
+        await gateway.ask("/api/chat", question, headers={**headers, "X-Request-Id": "the-same"})
+    answered = await gateway.ask("/v1/chat/completions", question, headers=headers)
+    call = {"jsonrpc": "2.0", "id": 1, "method": "llm/chat", "params": question}
+    called = await gateway.ask("/rpc", call, headers=headers)
+    first, second, third, fourth = (await gateway.ask("/seen", headers=headers)).json
+    assert len({first[0], second[0], "the-same"}) == 3
+    assert third == [answered.headers["X-Request-Id"], "alice"]
+    assert fourth == [called.headers["X-Request-Id"], "alice"]

@@ -107,7 +107,15 @@ def translated(url: str, error: Exception) -> InstanceFailure:
     if isinstance(error, aiohttp.ClientResponseError):
         return InstanceFailure(FailureKind.SERVER_ERROR, f"{url} does not speak HTTP: {_shown(error.message)}")
     # The connection broke before, in or after the headers: the work may have begun.
-    return InstanceFailure(FailureKind.LOST, f"{url} broke off: {_shown(error)}")
+    return InstanceFailure(FailureKind.LOST, f"{url} {_how_it_broke(error)}")
+
+
+def _how_it_broke(error: Exception) -> str:
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return "broke off in its answer"
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return "closed the connection before it answered"
+    return f"broke the connection: {getattr(error, 'strerror', None) or _shown(error)}"
 
 
 def _unconnected(url: str, error: aiohttp.ClientConnectorError) -> InstanceFailure:
@@ -127,9 +135,8 @@ def _refused(message: str) -> InstanceFailure:
 
 
 def _shown(what: object) -> str:
-    """The first line of a text; the type's name where there is none."""
-    lines = str(what).strip().splitlines()
-    return lines[0][:_SHOWN_CHARACTERS] if lines else type(what).__name__
+    """A text in one line; the type's name where there is none."""
+    return " ".join(str(what).split())[:_SHOWN_CHARACTERS] or type(what).__name__
 
 
 def retry_after(header: str | None) -> float | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gleitzeit_core.errors import InvalidRequest, NoCapableInstance, UnknownMethod, UnknownName
+from gleitzeit_core.errors import InvalidRequest, NoCapableInstance, RequestError, UnknownMethod, UnknownName
 from gleitzeit_core.resources import ChannelKind, Requirements, Speaks
 from gleitzeit_llm.options import LLMOptions
 from gleitzeit_llm.provider import LLMProvider
@@ -183,7 +183,7 @@ async def test_only_text_streams(pool: StartPool) -> None:
     started = await pool()
     for method in ("llm/embed", "llm/models", "llm/show", "llm/loaded"):
         request = started.provider.request(method, {"model": "m"})
-        with pytest.raises(UnknownMethod):
+        with pytest.raises(RequestError, match="in parts"):
             started.dispatcher.stream(started.provider, request)
 
 
