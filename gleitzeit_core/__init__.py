@@ -9,19 +9,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gleitzeit_core.breaker import CircuitBreaker
-    from gleitzeit_core.errors import GleitzeitError, InstanceFailure, RequestError
-    from gleitzeit_core.health import HealthMonitor
-    from gleitzeit_core.hub import HubOptions, ResourceHub
-    from gleitzeit_core.hub_provider import HubProvider, PoolOptions
-    from gleitzeit_core.manager import ResourceManager
-    from gleitzeit_core.metrics import ResourceMetrics
-    from gleitzeit_core.persistence import HubPersistenceAdapter
-    from gleitzeit_core.provider import Provider
-    from gleitzeit_core.requests import Method, Request
-    from gleitzeit_core.resources import Requirements, ResourceInstance
-    from gleitzeit_core.routing import LoadBalancer
-    from gleitzeit_core.strategies.base import Strategy
+    from gleitzeit_core.breaker import CircuitBreaker  # noqa: F401 - for type checkers
+    from gleitzeit_core.errors import GleitzeitError, InstanceFailure, RequestError  # noqa: F401 - for type checkers
+    from gleitzeit_core.health import HealthMonitor  # noqa: F401 - for type checkers
+    from gleitzeit_core.hub import HubOptions, ResourceHub  # noqa: F401 - for type checkers
+    from gleitzeit_core.hub_provider import HubProvider, PoolOptions  # noqa: F401 - for type checkers
+    from gleitzeit_core.manager import ResourceManager  # noqa: F401 - for type checkers
+    from gleitzeit_core.metrics import ResourceMetrics  # noqa: F401 - for type checkers
+    from gleitzeit_core.persistence import HubPersistenceAdapter  # noqa: F401 - for type checkers
+    from gleitzeit_core.provider import Provider  # noqa: F401 - for type checkers
+    from gleitzeit_core.requests import Method, Request  # noqa: F401 - for type checkers
+    from gleitzeit_core.resources import Requirements, ResourceInstance  # noqa: F401 - for type checkers
+    from gleitzeit_core.routing import LoadBalancer  # noqa: F401 - for type checkers
+    from gleitzeit_core.strategies.base import Strategy  # noqa: F401 - for type checkers
 
 _HOME = {
     "CircuitBreaker": "breaker",

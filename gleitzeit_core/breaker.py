@@ -53,8 +53,8 @@ class BreakerPolicy:
 class CircuitBreaker:
     """One breaker, for one instance.
 
-    A token from `start` goes with each try and comes back with its end; a try that began before the breaker last changed
-    its state no longer says anything about it, and is not counted.
+    A token from `start` goes with each try and comes back with its end; a try that began before the breaker last
+    changed its state no longer says anything about it, and is not counted.
 
     Args:
         policy: When to open.

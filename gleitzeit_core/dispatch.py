@@ -4,8 +4,9 @@
     stream     the same, in parts
     each       carry it out on every instance that can, an outcome for each
 
-Rules kept here: a slot is freed exactly once and only when the work has stopped; a failure goes to another instance only
-if the work never started or may be replayed; retries share a budget; an instance that was tried is not tried again.
+Rules kept here: a slot is freed exactly once and only when the work has stopped; a failure goes to another instance
+only if the work never started or may be replayed; retries share a budget; an instance that was tried is not tried
+again.
 """
 
 from __future__ import annotations
@@ -346,7 +347,7 @@ class Dispatcher:
         # 2. It was lost with its instance: once more, whatever the budget says.
         if failure.kind in (FailureKind.LOST, FailureKind.REFUSED) and not run.requeued:
             run.requeued = True
-        # 3. Tried often enough, or too many are being tried again: a pool in trouble must not get more work than without.
+        # 3. Tried often enough, or too many are being tried again: a pool in trouble must not get more work for it.
         elif run.tries >= run.route.max_tries or not self._within_budget(run):
             raise failure
         # 4. From the budget.

@@ -1,8 +1,8 @@
 """Watches instances from outside the request path.
 
 A probe re-admits what is down and watches what is idle. It never resets a breaker's counts (requests do that), and an
-instance that nobody has asked for a while is not for that reason unwell. One refused connection is down; anything else is
-down after two in a row. What is down is asked again soon, then less and less often.
+instance that nobody has asked for a while is not for that reason unwell. One refused connection is down; anything else
+is down after two in a row. What is down is asked again soon, then less and less often.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ An author writes a subclass with options and as many of these methods as the kin
     recycle    make it ready again after a use, or say it is spent   (hubs whose instances keep traces of a use)
     retire     stop one of our own                                   (hubs that create)
 
-What a hub knows it tells its sink: `publish`, `withdraw`, `supply_changed`. Scheduling, health, breakers and metrics come
-from there.
+What a hub knows it tells its sink: `publish`, `withdraw`, `supply_changed`. Scheduling, health, breakers and metrics
+come from there.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ class ResourceHub(ABC, Generic[OptionsT]):
     async def discover(self) -> Iterable[ResourceInstance]:
         """The instances there are now. Called at start and then every ``discover_interval_s``.
 
-        One that is no longer found is not forgotten: its checks decide. What it raises fails the start; later it is logged
-        and the next search tries again.
+        One that is no longer found is not forgotten: its checks decide. What it raises fails the start; later it is
+        logged and the next search tries again.
         """
         return ()
 
@@ -118,8 +118,8 @@ class ResourceHub(ABC, Generic[OptionsT]):
     async def scale(self, requirements: Requirements, wanted: int) -> None:
         """Begin to create instances for `wanted` requests that wait, within the hub's limits; better not wait for them.
 
-        Called again whenever more wait; what is being created already counts. Publish each as ``STARTING`` at once. When
-        creating fails, withdraw it, and let `offer` say ``NEVER`` and why until it makes sense to try again.
+        Called again whenever more wait; what is being created already counts. Publish each as ``STARTING`` at once.
+        When creating fails, withdraw it, and let `offer` say ``NEVER`` and why until it makes sense to try again.
         """
 
     async def recycle(self, instance: ResourceInstance, outcome: Outcome) -> bool:  # noqa: ARG002 - a default
@@ -225,7 +225,7 @@ class ResourceHub(ABC, Generic[OptionsT]):
             self._search = None
 
     async def search(self) -> None:
-        """Look for instances now. Those that are new start as down until their first check, unless nobody may check them."""
+        """Look for instances now. New ones are down until their first check, unless nobody may check them."""
         for instance in await self.discover():
             if instance.id not in self._known:
                 self.publish(instance, State.DOWN if instance.probe else State.READY)

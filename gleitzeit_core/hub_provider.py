@@ -1,7 +1,7 @@
 """`HubProvider`: a new kind of resource with a protocol of its own, in one short class.
 
-The author says how to create a resource and how to carry a method out on it; pooling, scaling between two bounds, health,
-balancing, failover, metrics and breakers come with it.
+The author says how to create a resource and how to carry a method out on it; pooling, scaling between two bounds,
+health, balancing, failover, metrics and breakers come with it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from gleitzeit_core.errors import FailureKind, InstanceFailure, InvalidRequest
 from gleitzeit_core.hub import HubOptions, ResourceHub
 from gleitzeit_core.pool import State
 from gleitzeit_core.provider import Provider
-from gleitzeit_core.requests import Request
 from gleitzeit_core.resources import ChannelKind, Ownership, ResourceInstance, Speaks, instance_id
 from gleitzeit_core.routing import Offer, OfferKind
 
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
     from typing import Self
 
+    from gleitzeit_core.requests import Request
     from gleitzeit_core.resources import Channel, Requirements
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class HubProvider(Provider[ConfigT], Generic[ConfigT]):
         """The same in parts. Not asked of resources whose work cannot be cancelled: their answer is one part."""
         yield await self.execute_on_resource(instance, method, params)
 
-    async def check_resource(self, instance: ResourceInstance) -> bool:
+    async def check_resource(self, instance: ResourceInstance) -> bool:  # noqa: ARG002 - a default
         """Whether it is well. Asked from time to time, also while it works; one that is not is replaced."""
         return True
 
@@ -113,7 +113,12 @@ class HubProvider(Provider[ConfigT], Generic[ConfigT]):
     # -- inside ------------------------------------------------------------------------------------------------
 
     def resource_instance(
-        self, endpoint: str, handle: Any, *, ownership: Ownership = Ownership.EXTERNAL, hub: str = ""
+        self,
+        endpoint: str,
+        handle: Any,  # noqa: ANN401 - the author's own object
+        *,
+        ownership: Ownership = Ownership.EXTERNAL,
+        hub: str = "",
     ) -> ResourceInstance:
         """The record of a resource."""
         return ResourceInstance(

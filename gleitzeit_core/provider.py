@@ -59,7 +59,7 @@ class Provider(ABC, Generic[OptionsT]):
 
     Args:
         options: Checked already; None for the defaults.
-        hub: Drive this hub's instances, without a manager. None: with a manager, or with a hub of its own from `make_hub`.
+        hub: Drive this hub's instances, without a manager. None: with a manager, or with its own from `make_hub`.
     """
 
     protocol: ClassVar[str]
@@ -98,11 +98,11 @@ class Provider(ABC, Generic[OptionsT]):
         """The same in parts. One part with the whole answer, unless a provider does better."""
         yield await self.execute_on(instance, api, channel, request)
 
-    def requirements(self, request: Request) -> Requirements:
+    def requirements(self, request: Request) -> Requirements:  # noqa: ARG002 - a default
         """What `request` needs of an instance, besides what its caller demands: capabilities, such as a model."""
         return self._anything
 
-    async def answer(self, request: Request, instances: tuple[InstanceReport, ...]) -> Any:  # noqa: ANN401 - as above
+    async def answer(self, request: Request, instances: tuple[InstanceReport, ...]) -> Any:  # noqa: ANN401, ARG002 - a default
         """Answer a method marked ``local``.
 
         Raises:

@@ -1,7 +1,7 @@
 """What does work, and how it is reached.
 
-An **instance** is one thing that does work; an **api** is what it speaks; a **channel** is how it is reached. An instance
-offers (api, channel) pairs, and a provider that speaks one of them can drive it, whatever hub it came from.
+An **instance** is one thing that does work; an **api** is what it speaks; a **channel** is how it is reached. An
+instance offers (api, channel) pairs, and a provider that speaks one of them can drive it, whatever hub it came from.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How a request is led to an instance: routes, tickets, what hubs offer, and the `LoadBalancer` that binds a strategy."""
+"""How a request is led to an instance: routes, tickets, what hubs offer, and the `LoadBalancer` of a strategy."""
 
 from __future__ import annotations
 

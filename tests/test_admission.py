@@ -336,7 +336,7 @@ def test_what_is_being_created_is_worth_waiting_for(machine: Machine) -> None:
 def test_what_is_being_retired_may_make_room(
     machine: Machine,
     ownership: Ownership,
-    running: bool,
+    running: bool,  # noqa: FBT001 - a table
     waits: bool,  # noqa: FBT001 - a table
 ) -> None:
     """A hub at its limit replaces what it retires; what is not its own, or is removed with it, comes never again."""

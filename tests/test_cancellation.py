@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from gleitzeit_core.pool import Record
-    from gleitzeit_core.testing.scripted import Call
 
 
 class Stage:

@@ -275,9 +275,8 @@ async def test_a_stream_that_ends_early_is_lost() -> None:
 @contextlib.asynccontextmanager
 async def two_servers() -> AsyncIterator[tuple[WebServer, WebServer, WebProvider]]:
     """And a provider that has both."""
-    async with WebServer() as one, WebServer() as other:
-        async with WebProvider(hub=WebHub(one.url, other.url)) as provider:
-            yield one, other, provider
+    async with WebServer() as one, WebServer() as other, WebProvider(hub=WebHub(one.url, other.url)) as provider:
+        yield one, other, provider
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])

@@ -397,7 +397,7 @@ async def test_refused_credentials_are_shown() -> None:
             await task
         assert caught.value.kind is FailureKind.UNAUTHORIZED
         assert not caught.value.retryable
-        with pytest.raises(Unavailable, match="a is misconfigured .*refuses our credentials"):
+        with pytest.raises(Unavailable, match=r"a is misconfigured .*refuses our credentials"):
             await on.provider.execute("echo/say")
 
 

@@ -1,4 +1,4 @@
-"""The documentation is held to the code: options, hooks and commands stand in it, its examples run, its links lead somewhere."""
+"""The documentation is held to the code: options and hooks stand in it, its examples run, its links lead somewhere."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def children_of(process: subprocess.Popen[str]) -> list[int]:
 
 async def until(condition: Callable[[dict[str, Any]], bool], url: str) -> None:
     """Wait until the gateway's status meets `condition`; the test's own time limit bounds it."""
-    while not condition(await asyncio.to_thread(fetch, f"{url}/admin/status")):  # noqa: ASYNC110 - another process
+    while not condition(await asyncio.to_thread(fetch, f"{url}/admin/status")):
         await asyncio.sleep(0.01)
 
 

@@ -99,5 +99,5 @@ async def test_what_may_have_a_model_and_is_down_is_named(tmp_path: Path) -> Non
     path = tmp_path / "gleitzeit.yaml"
     path.write_text("hubs: {lan: {type: ollama, instances: ['http://127.0.0.1:9']}}\n")
     async with ResourceManager.from_config(path) as manager:
-        with pytest.raises(NoCapableInstance, match="http://127.0.0.1:9 is down"):
+        with pytest.raises(NoCapableInstance, match=r"http://127\.0\.0\.1:9 is down"):
             await manager.execute("llm/chat", QUESTION)

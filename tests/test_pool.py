@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from gleitzeit_core.breaker import BreakerPolicy, BreakerState
 from gleitzeit_core.effects import Changed, Suspect
 from gleitzeit_core.errors import FailureKind
 from gleitzeit_core.pool import State
-from gleitzeit_core.records import Snapshot
 from gleitzeit_core.requests import Outcome, Result
 from gleitzeit_core.testing.machine import Machine
+
+if TYPE_CHECKING:
+    from gleitzeit_core.records import Snapshot
 
 STILL = BreakerPolicy(jitter=0.0)
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
-from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +15,8 @@ from gleitzeit_core.testing.conformance import StrategyConformance
 from gleitzeit_core.testing.machine import Machine
 
 if TYPE_CHECKING:
+    from random import Random
+
     from gleitzeit_core.clock import Clock
 
 ALL = (LeastLoaded, RandomChoice, RoundRobin)

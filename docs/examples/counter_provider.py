@@ -1,7 +1,7 @@
 """A kind of resource with a protocol of its own, in one class: `HubProvider`.
 
-The resource here is a Python process that counts words; pooling, scaling between two bounds, health, balancing, failover,
-metrics and breakers come with the base class.
+The resource here is a Python process that counts words; pooling, scaling between two bounds, health, balancing,
+failover, metrics and breakers come with the base class.
 
     plugins: {files: [./counter_provider.py]}
     providers:
@@ -15,11 +15,12 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
 from gleitzeit_core.errors import InvalidRequest
 from gleitzeit_core.hookspecs import ProviderType, hookimpl
 from gleitzeit_core.hub_provider import HubProvider, PoolOptions
 from gleitzeit_core.requests import Method
-from pydantic import BaseModel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

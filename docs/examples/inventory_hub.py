@@ -10,15 +10,16 @@ Use it as a single-file plugin:
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - pydantic reads it
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+from pydantic import Field
 
 from gleitzeit_core.errors import FailureKind, InstanceFailure
 from gleitzeit_core.hookspecs import HubType, hookimpl
 from gleitzeit_core.hub import HubOptions, ResourceHub
 from gleitzeit_core.resources import HttpChannel, ResourceInstance, instance_id
-from pydantic import Field
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

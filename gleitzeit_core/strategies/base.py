@@ -74,7 +74,7 @@ class View:
 
     @property
     def free(self) -> Sequence[Candidate]:
-        """Those of `candidates` with room now, in the same order. Found anew each time, which takes a while for many."""
+        """Those of `candidates` with room now, in the same order. Found anew each time: costly for many."""
         return [candidate for candidate in self.candidates if candidate.room > 0]
 
     def least_loaded(self, random: Random) -> Candidate:

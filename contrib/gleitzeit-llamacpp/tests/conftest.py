@@ -51,7 +51,7 @@ def until() -> Callable[[Callable[[], object]], Awaitable[None]]:
     """Waits for what nobody tells us of: what another process does."""
 
     async def until(holds: Callable[[], object]) -> None:
-        while not holds():  # noqa: ASYNC110 - there is no event for it
+        while not holds():
             await asyncio.sleep(0.01)
 
     return until

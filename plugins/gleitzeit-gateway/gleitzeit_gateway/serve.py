@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gleitzeit_core.manager import ResourceManager
 
 _INTERRUPTED: Final = 130
+_MOMENT_S: Final = 1.0
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -135,10 +136,24 @@ async def _serve(manager: ResourceManager) -> int:
             await _unless(stop.insisted, gateway.drain())
     finally:
         try:
-            await manager.aclose()
+            await _close(manager, stop)
         finally:
             await gateway.aclose()
     return stop.status
+
+
+async def _close(manager: ResourceManager, stop: _Stop) -> None:
+    """Close it, however long that takes, unless somebody insists: then only a moment longer, to end child processes."""
+    closing, insisted = asyncio.ensure_future(manager.aclose()), asyncio.ensure_future(stop.insisted.wait())
+    try:
+        await asyncio.wait({closing, insisted}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({closing}, timeout=_MOMENT_S)
+        if closing.done():
+            closing.result()
+    finally:
+        insisted.cancel()
+        closing.cancel()
+        await asyncio.wait({closing, insisted}, timeout=_MOMENT_S)
 
 
 async def _bind(gateway: Gateway) -> None:

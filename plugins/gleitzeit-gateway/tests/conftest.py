@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from gleitzeit_ollama.testing.process import ProcessOptions
 
 OURS = ["gleitzeit_core", "gleitzeit_gateway", "gleitzeit_llm", "gleitzeit_ollama"]
+MODIFIED_AT = "2024-01-02T03:04:05.123456789Z"
 
 
 class SomeApis(ResourceHub[HubOptions]):
@@ -50,7 +51,10 @@ class SomeApis(ResourceHub[HubOptions]):
             offers=tuple((api, HttpChannel(url)) for api in self._apis),
             capabilities=frozenset(map(capability, self._models)),
             probe=False,
-            details={"models": {name: entry(name) for name in self._models}},
+            details={
+                "models": {name: entry(name, modified_at=MODIFIED_AT) for name in self._models},
+                "version": "0.1.2",
+            },
         )
 
 
@@ -76,9 +80,11 @@ def plugins() -> PluginHost:
     return PluginHost.load()
 
 
-def _manager(data: dict[str, Any], plugins: PluginHost, files: Sequence[Path]) -> ResourceManager:
-    if files:
-        plugins = PluginHost.load(files=files)
+def _manager(
+    data: dict[str, Any], plugins: PluginHost, files: Sequence[Path], disabled: Sequence[str]
+) -> ResourceManager:
+    if files or disabled:
+        plugins = PluginHost.load(files=files, disabled=disabled)
     raw = read_configuration(None, environ={}, overrides=data)
     return ResourceManager(check_configuration(raw, plugins), plugins)
 
@@ -88,7 +94,7 @@ async def serve(plugins: PluginHost) -> AsyncIterator[Callable[..., Awaitable[Ru
     """Starts gateways over servers that run already, and sees that they leave no task behind.
 
     The function takes the servers, or their URLs; `apis` (only these are used), `hub` (options of the hub), `route`
-    (options of the route), `files` (plugins that are files) and, by keyword, options of the gateway.
+    (options of the route), `files` (plugins that are files), `disabled` (plugins); other keywords are the gateway's.
     """
     before = asyncio.all_tasks()
     async with AsyncExitStack() as stack:
@@ -100,6 +106,7 @@ async def serve(plugins: PluginHost) -> AsyncIterator[Callable[..., Awaitable[Ru
             route: dict[str, Any] | None = None,
             models: Sequence[str] = ("smollm2",),
             files: Sequence[Path] = (),
+            disabled: Sequence[str] = (),
             **gateway: object,
         ) -> RunningGateway:
             urls = [server if isinstance(server, str) else server.url for server in servers]
@@ -111,7 +118,7 @@ async def serve(plugins: PluginHost) -> AsyncIterator[Callable[..., Awaitable[Ru
                 "gateway": {"port": 0, "access_log": False, **gateway},
             }
             # The program reads its configuration before its loop runs.
-            manager = await asyncio.to_thread(_manager, data, plugins, files)
+            manager = await asyncio.to_thread(_manager, data, plugins, files, disabled)
             running = await stack.enter_async_context(RunningGateway(manager))
             if apis:
                 await running.manager.add_hub(SomeApis(urls, apis, models))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
@@ -173,6 +174,7 @@ def test_keys_that_cannot_be(keys: list[dict[str, str]], words: str) -> None:
         ("192.168.1.5", 200),
         ("gateway.local", 200),
         ("my.internal", 200),
+        (socket.gethostname(), 200),
         ("gpu1", 200),
         ("GPU1:8484", 200),
         ("evil.example", 403),

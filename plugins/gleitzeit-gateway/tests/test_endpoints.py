@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import struct
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -26,8 +28,12 @@ if TYPE_CHECKING:
 
     Serve = Callable[..., Awaitable[RunningGateway]]
 
+RESET = struct.pack("ii", 1, 0)
+"""With this, closing a socket resets its connection."""
 PLUGIN = '''
 """Endpoints of somebody else's, good and bad."""
+
+import asyncio
 
 from aiohttp import web
 
@@ -35,6 +41,8 @@ from gleitzeit_core.errors import InvalidRequest
 from gleitzeit_core.hookspecs import hookimpl
 from gleitzeit_gateway.endpoints import Endpoint, json_response
 from gleitzeit_gateway.errors import plain_error
+
+PLUGIN_OF_THEIRS = True
 
 
 async def hello(call):
@@ -57,6 +65,30 @@ async def own_parts(call):
     await response.prepare(call.request)
     await response.write(b"begun ")
     raise ValueError("begun and broken")
+
+
+gate = asyncio.Event()
+
+
+async def gated(call):
+    response = await call.begin("text/plain")
+    await response.write(b"begun ")
+    await gate.wait()
+    while True:
+        await response.write(b"more")
+
+
+async def flood(call):
+    response = await call.begin("text/plain")
+    while call.rest == "plain":
+        await response.write(b"x" * 100_000)
+    await call.send(response, endless(), lambda error: b"never seen")
+    return response
+
+
+async def endless():
+    while True:
+        yield b"x" * 100_000
 
 
 async def nothing(call):
@@ -86,6 +118,8 @@ def gleitzeit_gateway_endpoints():
         one("/mine/open", hello, public=True),
         one("/parts/*", parts),
         one("/own_parts", own_parts),
+        one("/flood/*", flood),
+        one("/gated", gated),
         one("/nothing", nothing),
         one("/wrong", wrong),
         one("/broken", broken),
@@ -95,7 +129,9 @@ def gleitzeit_gateway_endpoints():
         "no endpoint",
     ]
 '''
-OTHER_PLUGIN = """
+OTHER_RESET = struct.pack("ii", 1, 0)
+"""With this, closing a socket resets its connection."""
+PLUGIN = """
 from gleitzeit_core.hookspecs import hookimpl
 
 @hookimpl
@@ -176,6 +212,43 @@ async def test_endpoint_that_fails_in_the_middle(
     head = await gateway.raw(b"HEAD /parts/well HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 ")
     assert head.endswith(b"\r\n\r\n")
+
+
+@pytest.mark.parametrize("how", ["plain", "sent"])
+async def test_leaving_while_more_is_written(
+    serve: Serve, ollama: OllamaServer, files: list[Path], caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    """A write that finds nobody there is no error of ours: the request's line says 499, and nothing else is logged."""
+    gateway = await serve(ollama, files=files, access_log=True)
+    caplog.clear()
+    caplog.set_level(logging.INFO)
+    for _ in range(5):
+        reader, writer = await gateway.connect()
+        writer.write(f"GET /flood/{how} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        await reader.readexactly(1_000_000)
+        writer.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        writer.transport.abort()
+    await gateway.until(lambda: len(caplog.messages) >= 5)
+    assert [f"GET /flood/{how} 499 " in message for message in caplog.messages] == [True] * 5
+
+
+async def test_leaving_between_two_writes(
+    serve: Serve, ollama: OllamaServer, files: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same when the write is the first to notice, before the loop does."""
+    gateway = await serve(ollama, files=files, access_log=True)
+    (gate,) = [vars(module)["gate"] for module in list(sys.modules.values()) if "PLUGIN_OF_THEIRS" in vars(module)]
+    caplog.clear()
+    caplog.set_level(logging.INFO)
+    with socket.create_connection(("127.0.0.1", gateway.gateway.port)) as caller:
+        caller.sendall(b"GET /gated HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await gateway.until(lambda: "1 requests" in repr(gateway.gateway))
+        await asyncio.sleep(0.01)
+        caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    gate.set()
+    await gateway.until(lambda: caplog.messages)
+    (message,) = caplog.messages
+    assert "GET /gated 499 " in message
 
 
 # -- paths ---------------------------------------------------------------------------------------------------------
@@ -302,6 +375,32 @@ async def test_drain_has_a_limit(serve: Serve, ollama: OllamaServer) -> None:
     assert "grace period is over" in refused.json["error"]
     assert not broken.complete
     assert "grace period is over" in broken.lines[-1]["error"]
+
+
+async def test_manager_that_is_closed(serve: Serve, ollama: OllamaServer) -> None:
+    """When the manager is closed under it, the gateway is unavailable, and not broken."""
+    gateway = await serve(ollama)
+    reader, writer = await gateway.connect()
+    body = b'{"model": "smollm2", "messages": []}'
+    writer.write(b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body))
+    await gateway.until(lambda: "1 requests" in repr(gateway.gateway))
+    await gateway.manager.aclose()
+    writer.write(body)
+    async with asyncio.timeout(20):
+        assert (await reader.readline()).startswith(b"HTTP/1.1 503 ")
+    writer.close()
+    for path in ("/metrics", "/health/ready"):
+        refused = await gateway.ask(path)
+        assert (refused.status, refused.headers["X-Gleitzeit-Error"]) == (503, "closed")
+    assert (await gateway.ask("/health/live")).status == 200
+
+
+async def test_without_the_protocol(serve: Serve, ollama: OllamaServer) -> None:
+    """Without the plugin that has the protocol its calls are unknown, and the gateway's own still work."""
+    gateway = await serve(ollama, disabled=["llm"])
+    refused = await gateway.chat()
+    assert (refused.status, refused.headers["X-Gleitzeit-Error"]) == (404, "unknown_method")
+    assert (await gateway.ask("/health/ready")).status == 200
 
 
 async def test_close_without_drain(serve: Serve, ollama: OllamaServer) -> None:

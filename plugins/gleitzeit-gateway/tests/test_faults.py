@@ -177,7 +177,7 @@ ALONE = {
     "a page instead of an answer": (Garbage(), 502, "text/html"),
     "a redirect": (Status(302, "", {"Location": "/elsewhere"}), 502, "302"),
     "refuses our key": (Unauthorized(), 502, "refused the gateway's own credentials"),
-    "closed without a word": (DropBeforeHeaders(), 502, "disconnected"),
+    "closed without a word": (DropBeforeHeaders(), 502, "closed the connection"),
     "closed after the headers": (DropAfter(0), 502, ""),
 }
 

@@ -183,6 +183,17 @@ async def test_invited_body(serve: Serve, ollama: OllamaServer) -> None:
     writer.close()
 
 
+async def test_error_after_an_invited_body(serve: Serve, ollama: OllamaServer) -> None:
+    """The invitation is no part of the answer: an error can still follow it."""
+    gateway = await serve(ollama)
+    body = BODY.replace(b"smollm2", b"nope")
+    reader, writer = await gateway.connect()
+    writer.write(head(body, "Expect: 100-continue") + body)
+    async with asyncio.timeout(20):
+        assert b"model 'nope' not found" in await reader.read()
+    writer.close()
+
+
 @pytest.mark.parametrize(("key", "size", "status"), [("", 10, b"401"), ("k" * 16, 2000, b"413")])
 async def test_body_that_is_not_invited(serve: Serve, ollama: OllamaServer, key: str, size: int, status: bytes) -> None:
     """Who has no key, or too much to send, hears so before sending it."""
@@ -326,7 +337,9 @@ async def test_http_1_0(serve: Serve, ollama: OllamaServer, *, v1: bool, stream:
     """Old callers, and proxies that speak as they do, get an answer without chunks that ends with the connection."""
     gateway = await serve(ollama)
     body = json.dumps({**QUESTION, "stream": stream}).encode()
-    answer = await gateway.raw(head(body, path=PATHS[v1], version="1.0") + body)
+    asked = head(body, path=PATHS[v1], version="1.0") + body
+    # Even where they would rather keep it: nothing else could say where an answer in parts ends.
+    answer = await gateway.raw(asked.replace(b"close", b"keep-alive") if stream else asked)
     top, _, rest = answer.partition(b"\r\n\r\n")
     assert b" 200 " in top.splitlines()[0]
     assert b"chunked" not in top.lower()

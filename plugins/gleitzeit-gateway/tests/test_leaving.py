@@ -119,6 +119,28 @@ async def test_leaving_is_logged(
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+async def test_leaving_while_a_large_answer_is_sent(
+    serve: Serve, ollama: OllamaServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A whole answer counts as given when it is sent, not when it is ready; its slot is free before."""
+    caplog.set_level(logging.INFO, "gleitzeit.access")
+    ollama.reply = lambda _: ["x" * 20_000_000]
+    gateway = await serve(ollama, access_log=True)
+    _, writer = await gateway.connect()
+    body = b'{"model": "smollm2", "stream": false, "messages": [{"role": "user", "content": "hi"}]}'
+    writer.write(b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    async with asyncio.timeout(20):
+        await ollama.wait_for(lambda server: any(record.finished and record.body for record in server.requests))
+        await gateway.until(lambda: gateway.in_flight == 0)
+        for _ in range(100):
+            await asyncio.sleep(0)
+    assert caplog.messages == []
+    assert "1 requests" in repr(gateway.gateway)
+    writer.close()
+    await gateway.until(lambda: caplog.messages)
+    assert " 499 " in caplog.messages[0]
+
+
 async def test_many_who_leave_at_once(serve: Serve, ollama: OllamaServer, other: OllamaServer) -> None:
     """After a crowd has left at every stage nothing is left of it, and the next one is served."""
     ollama.gate = other.gate = gate = Gate(tokens=6)

@@ -162,6 +162,8 @@ async def test_listings_of_other_servers_have_the_same_keys(serve: Serve, ollama
     assert {"details", "model_info", "capabilities", "modified_at"} <= shown.keys()
     assert (await gateway.ask("/api/version")).json == {"version": "0.24.0"}
     assert (await gateway.ask("/api/ps")).json == {"models": []}
+    assert entry["modified_at"] == "2024-01-02T03:04:05.123456789Z"
+    assert (await gateway.ask("/v1/models/smollm2")).json["created"] == 1704164645
 
 
 async def test_the_lowest_version_is_told(serve: Serve, ollama: OllamaServer, other: OllamaServer) -> None:

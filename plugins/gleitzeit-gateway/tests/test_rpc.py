@@ -199,7 +199,7 @@ async def test_method_without_parts(serve: Serve, ollama: OllamaServer) -> None:
     """A method that has no parts says so."""
     gateway = await serve(ollama)
     error = error_of(await call(gateway, "llm/embed", {"model": "smollm2", "input": "x"}, stream=True))
-    assert error["code"] == -32601
+    assert error["code"] == -32602
 
 
 # -- in parts ------------------------------------------------------------------------------------------------------

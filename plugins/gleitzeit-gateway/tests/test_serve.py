@@ -155,6 +155,10 @@ async def test_greeting_without_anything(program: Start) -> None:
     running = await program("--instance", "openai=http://127.0.0.1:1", "--no-access-log")
     await running.until_said("models: none yet")
     assert re.search(r"^  down +openai +http://127\.0\.0\.1:1 \(.+\)$", running.said[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(running.url.rpartition(":")[2]))
+    writer.write(b"GET / HTTP/9.9\r\n\r\n")
+    assert (await reader.readline()).split()[1] == b"400"  # and no traceback for it, as `ended` sees
+    writer.close()
     running.signal(signal.SIGINT)
     assert await running.ended() == 130
 
@@ -201,6 +205,38 @@ async def test_second_signal(
     assert await running.ended() == status
     async with asyncio.timeout(LIMIT_S):
         await ollama.wait_for(lambda server: server.in_flight == 0)
+
+
+HANGING_HUB = """
+import asyncio
+from gleitzeit_core.hookspecs import HubType, hookimpl
+from gleitzeit_core.hub import HubOptions, ResourceHub
+
+
+class Hanging(ResourceHub[HubOptions]):
+    kind = "hanging"
+
+    async def close(self):
+        print("closing", flush=True)
+        await asyncio.Event().wait()
+
+
+@hookimpl
+def gleitzeit_register_hubs():
+    return [HubType(name="hanging", target=f"{__name__}:Hanging", options=f"{__name__}:HubOptions", summary="hangs")]
+"""
+
+
+async def test_hub_that_never_closes(program: Start, tmp_path: Path) -> None:
+    """A second signal also ends what hangs while closing."""
+    (tmp_path / "hanging.py").write_text(HANGING_HUB)
+    (tmp_path / "gleitzeit.yaml").write_text("plugins: {files: [./hanging.py]}\nhubs: {h: {type: hanging}}\n")
+    running = await program()
+    await running.until_said("models: none yet")
+    running.signal(signal.SIGINT)
+    await running.until_said("closing")
+    running.signal(signal.SIGINT)
+    assert await running.ended() == 130
 
 
 async def test_grace_period(program: Start, ollama: OllamaServer, session: aiohttp.ClientSession) -> None:

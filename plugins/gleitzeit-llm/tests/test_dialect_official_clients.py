@@ -103,7 +103,7 @@ def ollama_client(stand: Stand) -> Iterator[ollama.Client]:
     """Ollama's client."""
     client = ollama.Client(host=stand.url)
     yield client
-    client._client.close()  # noqa: SLF001 - it has no way of its own to close
+    client._client.close()
 
 
 @pytest.fixture

@@ -156,6 +156,16 @@ def test_calls_may_come_interleaved() -> None:
     assert [call["function"]["index"] for call in parts[0]["message"]["tool_calls"]] == [0, 1]
 
 
+def test_an_empty_reason_is_none() -> None:
+    """Servers that write one into every chunk have not ended: a call goes on, and a stream may still be cut off."""
+    pieces = [{"tool_calls": [{"index": 0, "function": {"name": "f", "arguments": text}}]} for text in ('{"a":', "1}")]
+    parts = _chat(*(_chunk(piece, "") for piece in pieces), _chunk({}, "tool_calls"), DONE)
+    assert [call["function"]["arguments"] for call in parts[0]["message"]["tool_calls"]] == [{"a": 1}]
+    decoder = _instance().stream_decoder(CHAT, PARAMS)
+    _decode(decoder, [_chunk({"content": "half"}, "")])
+    assert not decoder.finished
+
+
 def test_a_call_with_broken_arguments_raises() -> None:
     """The words before it are kept; the answer is not finished cleanly."""
     call = {"index": 0, "function": {"name": "f", "arguments": "{"}}

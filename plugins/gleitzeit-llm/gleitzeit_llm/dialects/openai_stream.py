@@ -101,7 +101,7 @@ class OpenAIStream:
         parts = []
         if text or thinking or found:
             parts.append(part(*self._head(), text=text, thinking=thinking, logprobs=found))
-        if choice.finish_reason is not None:
+        if choice.finish_reason:  # some servers write an empty one where there is none
             self._reason = choice.finish_reason
             self.finished = True
             parts += self._release_calls()
