@@ -344,6 +344,21 @@ async def test_a_hub_that_is_removed_creates_no_more() -> None:
         assert hub.retired == ["box-1"]
 
 
+async def test_those_who_wait_for_a_hub_that_is_removed_are_told() -> None:
+    """Also if it had not begun to create anything."""
+    async with shell() as on:
+        hub = Slow()
+        await started(on, hub)
+        hub.offers = Offer(OfferKind.CREATABLE)
+        waiting = ticket()
+        assert on.admission.submit(waiting) is None
+        while "scale 1" not in hub.log:
+            await asyncio.sleep(0)
+        await on.remove_hub("echo")
+        with pytest.raises(NoCapableInstance):
+            await on.wait(waiting)
+
+
 async def test_what_comes_while_its_hub_is_removed_goes_again() -> None:
     """A creation that cannot be stopped may end after all."""
     async with shell() as on:
@@ -508,7 +523,7 @@ async def test_closing_waits_for_what_is_being_retired() -> None:
         while "retire a" not in hub.log:
             await asyncio.sleep(0)
         closing = asyncio.create_task(on.aclose())
-        for _ in range(5):
+        for _ in range(50):
             await asyncio.sleep(0)
         assert "close" not in hub.log
         next(step for step in hub.steps.all if step.what == "retire a").finish()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import uvloop
 
+from gleitzeit_core.cli.commands import Command
 from gleitzeit_core.cli.context import pass_invocation
 from gleitzeit_core.errors import GleitzeitError, PluginError
 from gleitzeit_gateway.greeting import greeting
@@ -31,7 +32,15 @@ _MOMENT_S: Final = 1.0
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "gleitzeit serve",
+        "gleitzeit serve --instance http://gpu1:11434 --instance http://gpu2:11434",
+        "gleitzeit serve --instance openai=http://gpu3:8000 --strategy least_loaded",
+        "gleitzeit serve --config gleitzeit.yaml",
+    ),
+)
 @click.option("--host", help="Where to listen; beyond loopback only with keys.  [default: 127.0.0.1]")
 @click.option("--port", type=click.IntRange(0, 65535), help="0 takes any free port.  [default: 8484]")
 @click.option(
@@ -48,17 +57,10 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 @click.option("-v", "--verbose", is_flag=True, help="Say more on standard error.")
 @pass_invocation
 def serve(invocation: Invocation, /, instances: Sequence[str], *, verbose: bool, **flags: Any) -> None:  # noqa: ANN401 - click's values
-    r"""Run the gateway: one address for everything in the pool.
+    """Run the gateway: one address for everything in the pool.
 
     Without a configuration it looks for Ollama (OLLAMA_HOST, then loopback ports 11434-11439) and pools what it finds;
     where there is none it starts a small embedded model.
-
-    \b
-    Examples:
-      gleitzeit serve
-      gleitzeit serve --instance http://gpu1:11434 --instance http://gpu2:11434
-      gleitzeit serve --instance openai=http://gpu3:8000 --strategy least_loaded
-      gleitzeit serve --config gleitzeit.yaml
     """
     _set_up_logging(verbose=verbose)
     manager = invocation.manager(_overrides(instances, flags))

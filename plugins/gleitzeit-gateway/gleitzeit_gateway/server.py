@@ -154,7 +154,6 @@ class Gateway:
             response = await self._answer(call)
             await response.prepare(request)
             await response.write_eof()
-            await request.writer.drain()
             status = response.status
         except ConnectionError:
             response = web.Response(status=status)  # Nobody is there to get it.

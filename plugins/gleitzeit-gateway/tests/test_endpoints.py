@@ -42,8 +42,6 @@ from gleitzeit_core.hookspecs import hookimpl
 from gleitzeit_gateway.endpoints import Endpoint, json_response
 from gleitzeit_gateway.errors import plain_error
 
-PLUGIN_OF_THEIRS = True
-
 
 async def hello(call):
     return json_response({"rest": call.rest, "tenant": call.tenant, "body": (await call.body()).decode()})
@@ -129,9 +127,7 @@ def gleitzeit_gateway_endpoints():
         "no endpoint",
     ]
 '''
-OTHER_RESET = struct.pack("ii", 1, 0)
-"""With this, closing a socket resets its connection."""
-PLUGIN = """
+OTHER_PLUGIN = """
 from gleitzeit_core.hookspecs import hookimpl
 
 @hookimpl
@@ -237,7 +233,8 @@ async def test_leaving_between_two_writes(
 ) -> None:
     """The same when the write is the first to notice, before the loop does."""
     gateway = await serve(ollama, files=files, access_log=True)
-    (gate,) = [vars(module)["gate"] for module in list(sys.modules.values()) if "PLUGIN_OF_THEIRS" in vars(module)]
+    theirs = str(files[1])
+    (gate,) = [vars(m)["gate"] for m in list(sys.modules.values()) if getattr(m, "__file__", None) == theirs]
     caplog.clear()
     caplog.set_level(logging.INFO)
     with socket.create_connection(("127.0.0.1", gateway.gateway.port)) as caller:

@@ -152,15 +152,22 @@ async def test_greeting(program: Start, ollama: OllamaServer, other: OllamaServe
 
 async def test_greeting_without_anything(program: Start) -> None:
     """An instance that is down is listed with the reason, and a gateway without models serves all the same."""
-    running = await program("--instance", "openai=http://127.0.0.1:1", "--no-access-log")
+    running = await program("--instance", "ollama=http://127.0.0.1:1", "--no-access-log")
     await running.until_said("models: none yet")
-    assert re.search(r"^  down +openai +http://127\.0\.0\.1:1 \(.+\)$", running.said[2])
+    assert re.search(r"^  down +ollama +http://127\.0\.0\.1:1 \(.+\)$", running.said[2])
     reader, writer = await asyncio.open_connection("127.0.0.1", int(running.url.rpartition(":")[2]))
     writer.write(b"GET / HTTP/9.9\r\n\r\n")
     assert (await reader.readline()).split()[1] == b"400"  # and no traceback for it, as `ended` sees
     writer.close()
     running.signal(signal.SIGINT)
     assert await running.ended() == 130
+
+
+async def test_help(program: Start) -> None:
+    """The help ends with examples, each on a line of its own."""
+    running = await program("--help")
+    assert await running.ended() == 0
+    assert "gleitzeit serve --instance http://gpu1:11434 --instance http://gpu2:11434" in map(str.strip, running.said)
 
 
 # -- how it stops --------------------------------------------------------------------------------------------------
@@ -324,8 +331,9 @@ async def test_keys_from_a_file(
 
 async def test_wrong_options(program: Start) -> None:
     """What is wrong with the options is said before anything starts: status 2."""
-    running = await program("--instance", "http://a/b/c", "--strategy", "round_robbin")
+    wrong = ("--instance", "http://a/b/c", "--instance", "olama=http://a", "--strategy", "round_robbin")
+    running = await program(*wrong)
     assert await running.ended() == 2
     text = "\n".join(running.complained)
-    assert "round_robin" in text
-    assert "http://a/b/c" in text or "no path" in text
+    for words in ("did you mean 'round_robin'?", "did you mean 'ollama'?", "must end after host and port"):
+        assert words in text
