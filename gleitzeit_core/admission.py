@@ -74,6 +74,10 @@ class Admission:
         """Requests in all queues."""
         return sum(len(balancer.waiting) for balancer in self._queues)
 
+    def wanting(self, requirements: Requirements) -> int:
+        """Requests that wait for just these requirements, over all routes."""
+        return sum(len(balancer.waiting) for balancer in self._queues if balancer.requirements == requirements)
+
     @property
     def balancers(self) -> tuple[LoadBalancer, ...]:
         """All there are now."""

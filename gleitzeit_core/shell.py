@@ -55,7 +55,7 @@ class Shell:
         self._tasks: set[asyncio.Task[Any]] = set()
         # Those of them that should end rather than be cancelled.
         self._finishing: set[asyncio.Task[Any]] = set()
-        self._scaling: dict[tuple[str, Requirements], int] = {}
+        self._scaling: dict[tuple[str, Requirements], bool] = {}
 
     def __repr__(self) -> str:
         """Counts."""
@@ -184,8 +184,8 @@ class Shell:
                 _settle(ticket, error)
             case Changed(change):
                 self._changed(change)
-            case Scale(hub, requirements, wanted):
-                self._scale(hub, requirements, wanted)
+            case Scale(hub, requirements, _):
+                self._scale(hub, requirements)
             case Recycle(slot, outcome):
                 self._finish(self._recycle(slot, outcome))
             case Suspect(instance_id):
@@ -220,18 +220,21 @@ class Shell:
                 up=state != State.DOWN,
             )
 
-    def _scale(self, hub: str, requirements: Requirements, wanted: int) -> None:
+    def _scale(self, hub: str, requirements: Requirements) -> None:
         """One call of a hub's `scale` at a time for the same requirements; then one more if it was wanted meanwhile."""
         running = (hub, requirements) in self._scaling
-        self._scaling[hub, requirements] = wanted
+        self._scaling[hub, requirements] = True
         if not running:
             self.spawn(self._keep_scaling(hub, requirements))
 
     async def _keep_scaling(self, name: str, requirements: Requirements) -> None:
         try:
-            while name in self.hubs and (wanted := self._scaling[name, requirements]):
-                self._scaling[name, requirements] = 0
-                await self.hubs[name].scale(requirements, wanted)
+            while name in self.hubs and self._scaling[name, requirements]:
+                self._scaling[name, requirements] = False
+                # As many as wait now: some may have been served, or have left, since it was asked.
+                wanted = self.admission.wanting(requirements)
+                if wanted:
+                    await self.hubs[name].scale(requirements, wanted)
         except Exception:
             logger.exception("hub %s: creating instances failed; the next try is in %g s", name, _SCALE_AGAIN_S)
             self.clock.call_at(self.clock.monotonic() + _SCALE_AGAIN_S, self.admission.supply_changed)

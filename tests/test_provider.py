@@ -9,7 +9,6 @@ import pytest
 
 from gleitzeit_core.dispatch import Dispatcher
 from gleitzeit_core.errors import ClosedError, InvalidRequest, NoCapableInstance, UnknownMethod
-from gleitzeit_core.hub import ResourceHub
 from gleitzeit_core.provider import Provider
 from gleitzeit_core.requests import Method, Request
 from gleitzeit_core.testing.contract import ContractProvider
@@ -19,6 +18,7 @@ from gleitzeit_core.testing.todo import Todo
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from gleitzeit_core.hub import ResourceHub
     from gleitzeit_core.resources import ResourceInstance
 
 

@@ -66,9 +66,7 @@ def test_the_first_pair_that_both_have_is_used() -> None:
 )
 def test_requirements_are_all_met_or_not(needs: dict[str, object], allowed: bool) -> None:  # noqa: FBT001 - a table
     """Each by itself can rule an instance out."""
-    instance = make_instance(
-        "a", capabilities=frozenset({"x"}), tags=frozenset({"gpu"}), details={"tenant": "me"}
-    )
+    instance = make_instance("a", capabilities=frozenset({"x"}), tags=frozenset({"gpu"}), details={"tenant": "me"})
     assert Requirements(**{"accepts": (ECHO,), **needs}).allow(instance) is allowed  # type: ignore[arg-type]
 
 
