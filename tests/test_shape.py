@@ -1,0 +1,72 @@
+"""The shape of the core: small, light to import, and built from the ground up."""
+
+from __future__ import annotations
+
+import ast
+import io
+import subprocess
+import sys
+import tokenize
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import gleitzeit_core
+
+CORE = Path(gleitzeit_core.__file__).parent
+MODULES = [path for path in sorted(CORE.rglob("*.py")) if not {"cli", "testing"} & set(path.relative_to(CORE).parts)]
+LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+HEAVY = ("docker", "boto3", "kubernetes", "aiohttp", "sqlalchemy")
+
+
+def code_lines(path: Path) -> int:
+    """Lines with code: no blank ones, no comments, no docstrings."""
+    source = path.read_text()
+    found: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in LAYOUT:
+            found.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            found.difference_update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return len(found)
+
+
+def imported_at_run_time(path: Path) -> set[str]:
+    """The core's modules that a module imports at its top, for more than its annotations."""
+    body = ast.parse(path.read_text()).body
+    names = [node.module or "" for node in body if isinstance(node, ast.ImportFrom)]
+    names += [alias.name for node in body if isinstance(node, ast.Import) for alias in node.names]
+    return {name for name in names if name.startswith("gleitzeit_core.")}
+
+
+def test_the_core_is_small() -> None:
+    """Without the command line and what is for tests, it has fewer than 4,000 lines of code."""
+    assert sum(code_lines(path) for path in MODULES) < 4000
+
+
+def test_modules_stand_on_each_other_without_a_circle() -> None:
+    """A module imports only what stands before it."""
+    graph = {}
+    for path in MODULES:
+        name = ".".join(("gleitzeit_core", *path.relative_to(CORE).with_suffix("").parts)).removesuffix(".__init__")
+        graph[name] = imported_at_run_time(path)
+    order = list(TopologicalSorter(graph).static_order())
+    assert order.index("gleitzeit_core.errors") < order.index("gleitzeit_core.pool")
+    assert order.index("gleitzeit_core.pool") < order.index("gleitzeit_core.dispatch")
+    assert order.index("gleitzeit_core.dispatch") < order.index("gleitzeit_core.manager")
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["plugins"], ["strategies"], ["--help"]])
+def test_looking_around_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
+    """With all plugins of this repository installed, no SDK and no HTTP library is imported."""
+    code = (
+        "import sys\nfrom gleitzeit_core.cli import main\n"
+        f"sys.argv = ['gleitzeit', *{arguments}]\n"
+        "try:\n    main()\nexcept SystemExit as done:\n    assert not done.code, done.code\n"
+        f"heavy = [name for name in {HEAVY} if name in sys.modules]\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
