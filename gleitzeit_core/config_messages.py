@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Final, Union, get_args, get_origin
 
-from pydantic import BaseModel, SecretStr
+from pydantic import BaseModel
 
 from gleitzeit_core.config_reading import path_text
 from gleitzeit_core.errors import Problem, nearest
@@ -65,19 +65,6 @@ def secrets_in(value: object, path: ConfigPath = ()) -> Iterator[str]:
             yield from secrets_in(item, path)
     elif len(str(value)) > 3 and not isinstance(value, bool) and is_secret(path):  # noqa: PLR2004 - see above
         yield str(value)
-
-
-def masked(value: Any, path: ConfigPath = ()) -> Any:  # noqa: ANN401 - plain data
-    """A copy without secrets, nor passwords in URLs."""
-    if isinstance(value, Mapping):
-        return {key: masked(item, (*path, key)) for key, item in value.items()}
-    if isinstance(value, list):
-        return [masked(item, path) for item in value]
-    if value is None or isinstance(value, bool):
-        return value
-    if is_secret(path) or value == str(SecretStr(MASK)):
-        return MASK
-    return re.sub(r"//[^/@\s]*@", f"//{MASK}@", value) if isinstance(value, str) else value
 
 
 def explain(

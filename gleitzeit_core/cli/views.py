@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from pydantic import SecretStr
 from pydantic_core import to_jsonable_python
 
 from gleitzeit_core.config import (
@@ -15,14 +18,15 @@ from gleitzeit_core.config import (
     RouteOptions,
     WithOptions,
 )
-from gleitzeit_core.config_messages import masked
+from gleitzeit_core.config_messages import MASK, is_secret
 from gleitzeit_core.plugin_discovery import describe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from pydantic import BaseModel
 
+    from gleitzeit_core.config_reading import ConfigPath
     from gleitzeit_core.plugins import PluginHost
 
 _log = logging.getLogger(__name__)
@@ -100,3 +104,16 @@ def configuration_schema(host: PluginHost) -> dict[str, Any]:
         "additionalProperties": False,
         "$defs": definitions,
     }
+
+
+def masked(value: Any, path: ConfigPath = ()) -> Any:  # noqa: ANN401 - plain data
+    """A copy without secrets, nor passwords in URLs."""
+    if isinstance(value, Mapping):
+        return {key: masked(item, (*path, key)) for key, item in value.items()}
+    if isinstance(value, list):
+        return [masked(item, path) for item in value]
+    if value is None or isinstance(value, bool):
+        return value
+    if is_secret(path) or value == str(SecretStr(MASK)):
+        return MASK
+    return re.sub(r"//[^/@\s]*@", f"//{MASK}@", value) if isinstance(value, str) else value
