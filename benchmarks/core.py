@@ -13,10 +13,12 @@ from gleitzeit_core.clock import SystemClock
 from gleitzeit_core.dispatch import DEFAULT_ROUTE, Dispatcher
 from gleitzeit_core.hub import HubOptions, ResourceHub
 from gleitzeit_core.provider import Provider
-from gleitzeit_core.requests import Method, Request
+from gleitzeit_core.requests import Method, Outcome, Request, Result
 from gleitzeit_core.resources import ChannelKind, HttpChannel, ResourceInstance, Speaks, instance_id
 from gleitzeit_core.runs import Run
 from gleitzeit_core.strategies.base import NoOptions
+from gleitzeit_core.strategies.simple import LeastLoaded, RandomChoice, RoundRobin
+from gleitzeit_core.testing.machine import Machine
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -27,6 +29,7 @@ REQUESTS = 5_000
 ROUNDS = 7
 WAITERS = 200
 SPEAKS = Speaks("noop", ChannelKind.HTTP)
+DONE = Outcome(result=Result.OK, total_s=0.001)
 
 
 async def noop() -> None:
@@ -102,6 +105,26 @@ async def costs(count: int) -> None:
             f"{count:5d} instances: execute / bare task = {core_us / base_us:.2f}  ({core_us:.1f} / {base_us:.1f} us)"
         )
         print(f"{count:5d} instances: {instance_bytes:.0f} bytes for each that idles")
+        picks(count, base_us)
+
+
+def picks(count: int, base_us: float) -> None:
+    """A slot taken and given back on the synchronous machine, for each strategy, with so many instances."""
+    for strategy in (LeastLoaded, RoundRobin, RandomChoice):
+        machine = Machine(lambda random, clock, kind=strategy: kind(NoOptions(), random=random, clock=clock))
+        for number in range(count):
+            machine.add(f"noop-{number}")
+        ticket = machine.ticket()
+        best = float("inf")
+        for _ in range(ROUNDS):
+            began = time.perf_counter()
+            for _ in range(REQUESTS):
+                slot = machine.admission.submit(ticket)
+                if slot is not None:
+                    machine.admission.release(ticket, slot, DONE)
+            best = min(best, time.perf_counter() - began)
+        us = best / REQUESTS * 1e6
+        print(f"{count:5d} instances: pick by {strategy.name} / bare task = {us / base_us:.2f}  ({us:.1f} us)")
 
 
 async def waiters() -> None:

@@ -114,6 +114,8 @@ class Admission:
         ticket.queued_at = self._clock.monotonic()
         balancer.enqueue(ticket, self._arrivals)
         self._queues[balancer] = None
+        if ticket.patient_until > ticket.queued_at:
+            self._clock.call_at(ticket.patient_until, self._review)
         if not alone:
             self._grant_next(balancer)
         self._scale(balancer)
@@ -295,6 +297,8 @@ class Admission:
         """Why waiting cannot help; None when it can."""
         snapshot = balancer.snapshot
         if any(ticket.may_use(record) for record in snapshot.candidates) or any(map(self._coming, snapshot.records)):
+            return None
+        if ticket.patient_until > self._clock.monotonic():
             return None
         offers = [supplier.offer(balancer.requirements) for supplier in self._suppliers(balancer)]
         if any(offer.kind is OfferKind.CREATABLE for offer in offers):

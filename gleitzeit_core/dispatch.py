@@ -318,7 +318,7 @@ class Dispatcher:
         """Wait for a slot."""
         if run.deadline is not None and run.deadline <= self.clock.monotonic():
             raise run.late(self.clock.monotonic(), queued=True)
-        slot = await self._submit(run)
+        slot = self.shell.admission.submit(run)
         run.wait_s = 0.0
         if slot is None:
             slot = await self.shell.wait(run)
@@ -329,24 +329,16 @@ class Dispatcher:
         run.first_output_s = None
         return Try(provider, run, slot, shell=self.shell, metrics=self.metrics)
 
-    async def _submit(self, run: Run) -> Slot | None:
-        try:
-            return self.shell.admission.submit(run)
-        except InstanceFailure as failure:
-            # Lost with the last instance there was: its hub, which may be starting another, may not have noticed yet.
-            if failure.kind is not FailureKind.LOST:
-                raise
-        await asyncio.sleep(_NOTICE_S)
-        return self.shell.admission.submit(run)
-
     def _retry_or_raise(self, run: Run, slot: Slot, failure: InstanceFailure) -> None:
         """Make ready for another try, or raise `failure`."""
         # 1. Its own fault, or it has begun to answer, or begun at all and must not be done twice.
         if failure.kind is FailureKind.REJECTED or slot.progressed or (failure.started and not run.method.replayable):
             raise failure
-        # 2. It was lost with its instance: once more, whatever the budget says.
+        # 2. It was lost with its instance: once more, whatever the budget says. If that was the last one, its hub,
+        #    which may be starting another, gets a moment to notice.
         if failure.kind in (FailureKind.LOST, FailureKind.REFUSED) and not run.requeued:
             run.requeued = True
+            run.patient_until = self.clock.monotonic() + (_NOTICE_S if failure.kind is FailureKind.LOST else 0.0)
         # 3. Tried often enough, or too many are being tried again: a pool in trouble must not get more work for it.
         elif run.tries >= run.route.max_tries or not self._within_budget(run):
             raise failure

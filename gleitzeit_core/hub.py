@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from gleitzeit_core.errors import ClosedError
+from gleitzeit_core.health import HealthSink
 from gleitzeit_core.pool import State
 from gleitzeit_core.routing import Offer, OfferKind
 
@@ -48,14 +49,8 @@ class HubOptions(BaseModel):
 OptionsT = TypeVar("OptionsT", bound=HubOptions)
 
 
-class HubSink(Protocol):
-    """Where a hub reports to. All calls return at once."""
-
-    def put(self, instance: ResourceInstance, state: State) -> None:
-        """An instance is there, or has changed."""
-
-    def set_state(self, instance_id: str, state: State, reason: str) -> None:
-        """An instance's state has changed."""
+class HubSink(HealthSink, Protocol):
+    """Where a hub reports to, with what its checks report. All calls return at once."""
 
     def remove(self, instance_id: str, reason: str) -> None:
         """An instance is gone."""

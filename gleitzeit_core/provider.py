@@ -263,11 +263,7 @@ class _Shared:
         async with self._lock:
             if self._dispatcher is None:
                 made = Dispatcher()
-                try:
-                    await made.shell.add_hub(hub)
-                except BaseException:
-                    await made.aclose()
-                    raise
+                await made.shell.add_hub(hub)
                 self._dispatcher = made
             self._users += 1
             return self._dispatcher

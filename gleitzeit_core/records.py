@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from gleitzeit_core.breaker import BreakerState
 from gleitzeit_core.strategies.base import View
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from gleitzeit_core.breaker import CircuitBreaker
     from gleitzeit_core.clock import TimerHandle
+    from gleitzeit_core.pool import Pool
     from gleitzeit_core.resources import ResourceInstance
 
 
@@ -105,12 +106,6 @@ class Slot:
         return f"<Slot on {self.instance.id}{', freed' if self.freed else ''}>"
 
 
-class Journaled(Protocol):
-    """The part of a pool that a snapshot reads."""
-
-    journal: list[Record]
-
-
 class Snapshot(View):
     """The instances that can meet some requirements. What it is made of is replaced on change, never changed.
 
@@ -126,7 +121,7 @@ class Snapshot(View):
 
     candidates: tuple[Record, ...]
 
-    def __init__(self, records: tuple[Record, ...], pool: Journaled) -> None:
+    def __init__(self, records: tuple[Record, ...], pool: Pool) -> None:
         up = [r for r in records if r.state is State.READY]
         ejected = [r for r in up if r.breaker.state is BreakerState.OPEN]
         # At most half of those that are up are ejected, the earliest to come back last of all; the others stay in

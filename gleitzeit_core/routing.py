@@ -103,6 +103,7 @@ class Ticket:
         waiter: Whatever the shell needs to wake who waits; never looked at here.
         excluded: Instances it was tried on, as (id, generation).
         last_failure: What the last of them said.
+        patient_until: Until then, on the monotonic clock, it waits although nothing could serve it.
     """
 
     request: Request
@@ -112,6 +113,7 @@ class Ticket:
     waiter: Any = None
     excluded: frozenset[tuple[str, int]] = frozenset()
     last_failure: RequestError | None = None
+    patient_until: float = 0.0
     queued_at: float = 0.0
     key: tuple[int, float, int] = (0, 0.0, 0)
     balancer: LoadBalancer | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from gleitzeit_core.errors import DeadlineExceeded
 from gleitzeit_core.requests import Served
@@ -37,14 +37,6 @@ class Executor(Protocol):
 
     async def answer(self, request: Request, instances: tuple[InstanceReport, ...]) -> Any:  # noqa: ANN401 - as above
         """Answer a method without an instance."""
-
-
-@runtime_checkable
-class Closable(Protocol):
-    """What can be stopped early, as an async generator can."""
-
-    async def aclose(self) -> None:
-        """Stop."""
 
 
 class Observers(Protocol):

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from gleitzeit_core.errors import DeadlineExceeded, FailureKind, InstanceFailure, InvalidRequest, RequestError
 from gleitzeit_core.requests import Outcome, Result
-from gleitzeit_core.runs import Closable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
@@ -75,8 +74,10 @@ class Try:
                         self._shell.admission.progress(slot)
                     yield part
             finally:
-                if isinstance(source, Closable):
-                    await source.aclose()
+                # An iterator need not have it; a generator does.
+                aclose = getattr(source, "aclose", None)
+                if aclose is not None:
+                    await aclose()
 
     def _reach(self) -> tuple[str, Channel]:
         instance = self.slot.instance

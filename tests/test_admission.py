@@ -313,6 +313,15 @@ def test_what_is_down_is_named(machine: Machine) -> None:
     assert caught.value.retryable
 
 
+def test_what_has_never_been_well_may_be_just_the_one(machine: Machine) -> None:
+    """It has not said yet what it can do: it is named with its state."""
+    machine.add("a", capabilities=X)
+    record = machine.add("b", State.DOWN, probe=True)
+    machine.admission.set_state(record.instance.id, State.DOWN, "no route to host")
+    with pytest.raises(NoCapableInstance, match=r"no instance has y .*there is: x; b is down \(no route to host\)"):
+        machine.submit(capabilities=Y)
+
+
 def test_nothing_at_all_says_nothing(machine: Machine) -> None:
     """An empty pool has no list to show."""
     with pytest.raises(NoCapableInstance, match="there is: nothing"):

@@ -80,6 +80,7 @@ class Chaos:
         self.emptied: set[Record] = set()
         self.scaled: dict[Any, int] = {}
         self.ended: set[Ticket] = set()
+        self.patient = 0
         self.generation = Counter[str]()
         for name in NAMES[:3]:
             self.put(name, 1)
@@ -134,6 +135,9 @@ class Chaos:
         slot = self.machine.release(ticket, kind)
         ticket.excluded |= {(slot.instance.id, slot.instance.generation)}
         ticket.last_failure = InstanceFailure(kind, "again")
+        if kind is FailureKind.LOST:
+            ticket.patient_until = self.machine.clock.monotonic() + 0.25
+            self.patient += 1
         try:
             self.machine.submit(ticket)
         except RequestError as error:
@@ -223,7 +227,7 @@ class Chaos:
         for balancer in self.admission.balancers:
             self.check_snapshot(balancer)
             self.check_queue(balancer)
-        assert self.machine.clock.pending <= len(self.admission.pool.records), "one timer for an instance"
+        assert self.machine.clock.pending <= len(self.admission.pool.records) + self.patient, "one for an instance"
 
     def check_slots(self) -> None:
         """What is in flight is what is outstanding, within the limits."""
@@ -268,7 +272,8 @@ class Chaos:
         for ticket in waiting:
             usable = [record for record in snapshot.candidates if ticket.may_use(record)]
             assert not any(record.room > 0 for record in usable), "an instance is free and somebody waits for it"
-            assert usable or creatable or any(map(self.coming, snapshot.records)), "a wait without hope"
+            hope = ticket.patient_until > self.machine.clock.monotonic() or any(map(self.coming, snapshot.records))
+            assert usable or creatable or hope, "a wait without hope"
         if waiting and creatable:
             assert self.scaled[balancer.requirements] >= len(waiting), "the hub does not know how many wait"
 
@@ -293,6 +298,7 @@ class Chaos:
         assert not any(self.running.values()), "started and finished are not as often"
         for name in NAMES:
             self.remove(name)
+        self.advance(0.25)
         assert self.machine.clock.pending == 0
 
 

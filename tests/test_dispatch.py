@@ -281,6 +281,28 @@ async def test_lost_work_is_repeated_once_whatever_the_limits_say() -> None:
         assert len(on.provider.calls.all) == 2
 
 
+@pytest.mark.parametrize("news", [True, False])
+async def test_work_lost_with_the_last_instance_waits_a_moment_for_news(news: bool) -> None:  # noqa: FBT001 - a table
+    """Its hub may be starting another; if it says nothing, what happened is told."""
+    async with stage(["a"]) as on:
+        task = on.ask()
+        first = await on.call()
+        first.refuse(FailureKind.LOST)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert on.dispatcher.shell.admission.waiting == 1
+        if not news:
+            on.clock.advance(0.25)
+            with pytest.raises(InstanceFailure, match="lost on a"):
+                await task
+            return
+        on.hub.publish(first.instance.changed(generation=1), State.STARTING)
+        on.clock.advance(10.0)
+        on.hub.publish(first.instance.changed(generation=1), State.READY)
+        (await on.call()).finish("done")
+        assert await task == "done"
+
+
 async def test_lost_work_is_not_paid_from_the_budget() -> None:
     """An instance with twenty requests dies: all twenty are repeated."""
     async with stage({"a": {"max_concurrent": 20}}) as on:
@@ -635,6 +657,37 @@ async def test_after_the_first_part_nobody_takes_over() -> None:
             await anext(parts)
         assert caught.value.kind is FailureKind.LOST
         assert len(on.provider.calls.all) == 1
+
+
+async def test_a_stream_need_not_be_a_generator() -> None:
+    """Whatever can be iterated will do; what can be closed is closed."""
+
+    class Parts:
+        closed = 0
+
+        def __aiter__(self) -> Parts:
+            return self
+
+        async def __anext__(self) -> int:
+            return 1
+
+    class Closable(Parts):
+        async def aclose(self) -> None:
+            Parts.closed += 1
+
+    class Other(ScriptedProvider):
+        kind: type[Parts] = Parts
+
+        def stream_on(self, *_: object) -> Any:  # noqa: ANN401 - parts
+            return self.kind()
+
+    async with stage(["a"]) as on:
+        provider = Other()
+        provider.bind(on.dispatcher)
+        for provider.kind, closed in ((Parts, 0), (Closable, 1)):  # type: ignore[misc]
+            async with provider.stream("echo/parts") as parts:
+                assert await anext(parts) == 1
+            assert Parts.closed == closed
 
 
 async def test_what_a_stream_should_not_raise_is_translated() -> None:

@@ -59,10 +59,17 @@ class Ward:
         assert instance_id
         self.verdicts.append((state.value, reason))
 
-    def watch(self, interval_s: float = NEVER_S, timeout_s: float = NEVER_S, **changes: Any) -> ResourceInstance:  # noqa: ANN401 - any field
+    def watch(
+        self,
+        interval_s: float = NEVER_S,
+        timeout_s: float = NEVER_S,
+        *,
+        up: bool = True,
+        **changes: Any,  # noqa: ANN401 - any field
+    ) -> ResourceInstance:
         """Begin to check, or learn of a change."""
         instance = make_instance(changes.pop("name", "a"), **{"probe": True, **changes})
-        self.monitor.watch(instance, self, interval_s=interval_s, timeout_s=timeout_s)
+        self.monitor.watch(instance, self, interval_s=interval_s, timeout_s=timeout_s, up=up)
         return instance
 
     async def ask(self, instance: ResourceInstance) -> tuple[asyncio.Task[bool], Check]:
@@ -123,6 +130,32 @@ async def test_anything_else_is_down_after_two_in_a_row(ward: Ward, kind: Failur
     check.fails(kind)
     await task
     assert ward.verdicts[-1] == ("down", f"{kind} it is")
+
+
+async def test_what_was_never_well_is_down_with_its_first_failure(ward: Ward) -> None:
+    """There is nothing to be patient with, and the reason is wanted; once it was well, it takes two."""
+    instance = ward.watch(up=False)
+    for kind in (FailureKind.SERVER_ERROR, None, FailureKind.TIMEOUT, FailureKind.TIMEOUT):
+        task, check = await ward.ask(instance)
+        if kind is None:
+            check.finish(instance)
+        else:
+            check.fails(kind)
+        await task
+    assert ward.verdicts == [("down", "server_error it is"), ("ready", ""), ("down", "timeout it is")]
+
+
+async def test_a_check_by_hand_that_fails_makes_the_next_one_soon(ward: Ward) -> None:
+    """The pause that was begun was for an instance that is well; there is one such pause at a time."""
+    before = len(asyncio.all_tasks())
+    instance = ward.watch()
+    for _ in range(3):
+        task, check = await ward.ask(instance)
+        check.fails(FailureKind.REFUSED)
+        await task
+    await asyncio.sleep(0)
+    assert len(asyncio.all_tasks()) == before + 1
+    (await ward.checks.next()).finish(instance)
 
 
 async def test_refused_credentials_are_a_configuration_error(ward: Ward) -> None:

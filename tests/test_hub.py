@@ -146,6 +146,21 @@ async def test_two_hubs_of_one_name_are_refused() -> None:
         assert list(on.hubs) == ["echo", "other"]
 
 
+async def test_an_instance_in_two_hubs_is_the_firsts(caplog: pytest.LogCaptureFixture) -> None:
+    """Its slots are counted once; when the first hub is removed, the second one's next search finds it."""
+    async with shell() as on:
+        await on.add_hub(ScriptedHub(("a", "b"), name="one"))
+        other = ScriptedHub(("b", "c"), name="two")
+        await on.add_hub(other)
+        assert "b is in the hubs one and two" in caplog.text
+        assert {r.instance.endpoint: r.instance.hub for r in on.admission.pool} == {"a": "one", "b": "one", "c": "two"}
+        assert [instance.endpoint for instance in other.instances] == ["c"]
+        other.withdraw(next(iter(on.hubs["one"].instances)).id, "not its own")
+        await on.remove_hub("one")
+        await other.search()
+        assert {r.instance.endpoint: r.instance.hub for r in on.admission.pool} == {"b": "two", "c": "two"}
+
+
 async def test_a_hub_that_runs_elsewhere_is_left_alone() -> None:
     """Adding it here fails, and there it goes on."""
     async with shell() as on, shell() as elsewhere:

@@ -347,6 +347,41 @@ async def test_failed_creations_are_tried_less_and_less_often() -> None:
             hub._retry.cancel()
             hub._may_retry()
         assert pauses == [1, 2, 4]
+        task = on.ask()
+        (await on.creations.next()).finish(1)
+        (await on.works.next()).finish()
+        await task
+        tasks = [on.ask(), on.ask()]
+        (await on.creations.next()).fail(LookupError("no"))
+        await turns()
+        assert round(hub._retry.when() - asyncio.get_running_loop().time()) == 1, "a success begins it anew"
+        (await on.works.next()).finish()
+        (await on.works.next()).finish()
+        await asyncio.gather(*tasks)
+
+
+async def test_the_lower_bound_is_not_filled_while_creating_fails() -> None:
+    """The pause holds for all that is created."""
+    provider = Steps(StepsOptions(min_instances=1, max_instances=2))
+    opening = asyncio.create_task(provider.__aenter__())
+    (await provider.creations.next()).finish(1)
+    await opening
+    task = provider.ask()
+    work = await provider.works.next()
+    waiting = provider.ask()
+    (await provider.creations.next()).fail(LookupError("no"))
+    work.finish()
+    await task
+    (await provider.works.next()).finish()
+    await waiting
+    provider.dispatcher.shell.admission.drain(provider.make_hub().instances[0].id)
+    await turns()
+    assert len(provider.creations.all) == 2
+    provider.make_hub()._may_retry()  # type: ignore[attr-defined]
+    (await provider.creations.next()).finish(3)
+    await turns()
+    await provider.__aexit__(None, None, None)
+    assert provider.destroyed == [1, 3]
 
 
 async def test_a_creation_that_hangs_is_given_up() -> None:
@@ -430,11 +465,34 @@ async def test_what_is_found_unwell_twice_is_destroyed_once() -> None:
         await task
         (instance,) = on.make_hub().instances
         on.unwell.add(1)
+        on.slow_end = True
         check = on.make_hub().check
         results = await asyncio.gather(check(instance), check(instance), return_exceptions=True)
         assert all(isinstance(result, InstanceFailure) for result in results)
+        destruction = await on.destructions.next()
         await turns()
-        assert on.destroyed == [1]
+        assert len(on.destructions.all) == 1
+        destruction.finish()
+
+
+async def test_those_who_wait_get_the_replacement() -> None:
+    """Without a lower bound as well: when the old one is gone, they ask again."""
+    async with steps(max_instances=1) as on:
+        task = on.ask()
+        (await on.creations.next()).finish(1)
+        (await on.works.next()).finish()
+        await task
+        on.unwell.add(1)
+        on.slow_end = True
+        assert not await on.dispatcher.shell.health.check(on.make_hub().instances[0].id)
+        destruction = await on.destructions.next()
+        task = on.ask()
+        await turns()
+        destruction.finish()
+        (await on.creations.next()).finish(2)
+        (await on.works.next()).finish("done")
+        assert await task == "done"
+        on.slow_end = False
 
 
 async def test_what_was_not_made_here_is_not_destroyed() -> None:

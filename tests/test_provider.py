@@ -178,6 +178,20 @@ async def test_a_start_that_is_cancelled_leaves_nothing() -> None:
     assert asyncio.all_tasks() == before
 
 
+async def test_one_that_cannot_be_opened_is_not_closed() -> None:
+    """And its hub is never started."""
+
+    class Failing(ScriptedProvider):
+        async def open(self) -> None:
+            raise LookupError("no client")
+
+    hub = Gated()
+    provider = Failing(hub=hub)
+    with pytest.raises(LookupError, match="no client"):
+        await provider.__aenter__()
+    assert (provider.opened, hub.starts) == (0, [])
+
+
 async def test_what_runs_when_it_is_closed_ends() -> None:
     """The provider is closed after its work, not under it."""
     provider = ScriptedProvider()

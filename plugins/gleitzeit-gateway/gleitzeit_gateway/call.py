@@ -45,6 +45,7 @@ class Call:
         error: The code of the error that was answered; for the access line.
         failed_on: The instance that failed, when that was the error; for the access line.
         begun: Whether an answer in parts has begun: no other can be sent any more.
+        broken_off: Whether an answer that had begun was cut.
     """
 
     request: web.BaseRequest
@@ -62,6 +63,7 @@ class Call:
     error: str = ""
     failed_on: str = ""
     begun: bool = False
+    broken_off: bool = False
 
     # -- what was asked ----------------------------------------------------------------------------------------
 
@@ -160,6 +162,7 @@ class Call:
 
     def cut(self) -> None:
         """Close the connection after what was sent: an answer that broke off must not look complete."""
+        self.broken_off = True
         if self.request.transport is not None:
             self.request.transport.close()
 

@@ -28,6 +28,9 @@ class Endpoint:
         handler: Answers it, with a response or by `Call.begin` and `Call.send`. What it raises goes to `error`.
         error: The API's envelope, such as `gleitzeit_gateway.errors.plain_error`.
         public: Whether it needs no key, and is answered while the gateway shuts down.
+
+    Raises:
+        ValueError: `path` or `method` could never match a request.
     """
 
     method: str
@@ -35,6 +38,13 @@ class Endpoint:
     handler: Handler
     error: ErrorRenderer
     public: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what could never be found."""
+        if not self.path.startswith("/"):
+            raise ValueError(f"a path begins with a slash, unlike {self.path!r}")
+        if not self.method.isupper():
+            raise ValueError(f"a method is written like GET, and not like {self.method!r}")
 
 
 @dataclass(frozen=True, slots=True)

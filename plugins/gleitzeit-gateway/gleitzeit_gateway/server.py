@@ -7,6 +7,7 @@ import contextlib
 import logging
 import re
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
@@ -71,7 +72,7 @@ class Gateway:
 
     def _add_endpoints_of_plugins(self) -> None:
         for found in self._manager.host.call("gleitzeit_gateway_endpoints"):
-            for endpoint in found:
+            for endpoint in found if isinstance(found, Iterable) else [found]:
                 if isinstance(endpoint, Endpoint):
                     self._router.add(endpoint)
                 else:
@@ -79,7 +80,7 @@ class Gateway:
 
     # -- life --------------------------------------------------------------------------------------------------
 
-    async def bind(self) -> None:
+    async def bind(self) -> asyncio.Server:
         """Take the address, without answering yet.
 
         Raises:
@@ -94,8 +95,10 @@ class Gateway:
             keepalive_timeout=_KEEPALIVE_S,
         )
         host, port = self._options.host.strip("[]"), self._options.port
-        self._listener = await loop.create_server(self._server, host, port, backlog=_BACKLOG, start_serving=False)
-        self.port = self._listener.sockets[0].getsockname()[1]
+        listener = await loop.create_server(self._server, host, port, backlog=_BACKLOG, start_serving=False)
+        self.port = listener.sockets[0].getsockname()[1]
+        self._listener = listener
+        return listener
 
     async def start(self) -> None:
         """Answer; takes the address first, where `bind` has not done so.
@@ -103,10 +106,8 @@ class Gateway:
         Raises:
             OSError: As `bind`.
         """
-        if self._listener is None:
-            await self.bind()
-        if self._listener is not None:
-            await self._listener.start_serving()
+        listener = self._listener or await self.bind()
+        await listener.start_serving()
 
     async def drain(self) -> None:
         """Take nothing new and let running answers finish, for the grace period at most.
@@ -152,8 +153,9 @@ class Gateway:
         status = access_line.GONE
         try:
             response = await self._answer(call)
-            await response.prepare(request)
-            await response.write_eof()
+            if not call.broken_off:
+                await response.prepare(request)
+                await response.write_eof()
             status = response.status
         except ConnectionError:
             response = web.Response(status=status)  # Nobody is there to get it.

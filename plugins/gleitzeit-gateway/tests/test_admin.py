@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gleitzeit_gateway.access_line import printable
-from gleitzeit_ollama.testing import DropBeforeHeaders, HangBeforeHeaders, OllamaServer, Status
+from gleitzeit_ollama.testing import DropBeforeHeaders, ErrorLineAfter, HangBeforeHeaders, OllamaServer, Status
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -234,6 +234,20 @@ async def test_access_line_of_an_error(serve: Serve, ollama: OllamaServer, caplo
     assert re.search(r" 404 .* model=nope\?forged\?line error=no_capable_instance$", unknown)
     assert re.search(r" POST /api/chat 400 \S+ error=invalid_request$", wrong)
     assert re.search(r" GET /a\?path/with\?lines 404 \S+ms$", nowhere)
+
+
+@in_each_api
+async def test_access_line_of_an_answer_that_broke_off(
+    serve: Serve, ollama: OllamaServer, caplog: pytest.LogCaptureFixture, *, v1: bool
+) -> None:
+    """What broke off after its status was sent has that status, and the error's code."""
+    caplog.set_level(logging.INFO, "gleitzeit.access")
+    gateway = await serve(ollama, access_log=True)
+    ollama.script.next(ErrorLineAfter(2))
+    assert not (await gateway.chat(v1=v1, stream=True)).complete
+    await gateway.until(lambda: caplog.messages)
+    (line,) = caplog.messages
+    assert re.search(r" 200 \S+ model=smollm2 instance=ollama-\S+ queued=0ms tries=1 error=instance_failure$", line)
 
 
 async def test_access_line_can_be_left_out(

@@ -127,6 +127,13 @@ def gleitzeit_gateway_endpoints():
         "no endpoint",
     ]
 '''
+SINGLE_PLUGIN = """
+from gleitzeit_core.hookspecs import hookimpl
+
+@hookimpl
+def gleitzeit_gateway_endpoints():
+    return 3
+"""
 OTHER_PLUGIN = """
 from gleitzeit_core.hookspecs import hookimpl
 
@@ -141,7 +148,8 @@ def files(tmp_path: Path) -> list[Path]:
     """A plugin with endpoints, and one that is broken."""
     (tmp_path / "theirs.py").write_text(PLUGIN)
     (tmp_path / "broken.py").write_text(OTHER_PLUGIN)
-    return [tmp_path / "broken.py", tmp_path / "theirs.py"]
+    (tmp_path / "single.py").write_text(SINGLE_PLUGIN)
+    return [tmp_path / "broken.py", tmp_path / "theirs.py", tmp_path / "single.py"]
 
 
 # -- endpoints of plugins ------------------------------------------------------------------------------------------
@@ -173,7 +181,8 @@ async def test_endpoint_that_is_taken(
     assert (await gateway.ask("/api/chat", "x", verb="PUT")).json["body"] == "x"
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert "POST /api/chat is taken already: a second endpoint is not used" in warnings
-    assert "gleitzeit_gateway_endpoints: 'no endpoint' is no Endpoint, and is not used" in warnings
+    for wrong in ("'no endpoint'", "3"):
+        assert f"gleitzeit_gateway_endpoints: {wrong} is no Endpoint, and is not used" in warnings
     (failed,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert "broken" in failed
 
@@ -280,6 +289,14 @@ def test_router_knows_methods() -> None:
     assert router.find("PUT", "/a").endpoint is None
     assert router.find("PUT", "/a").allowed == ("GET", "HEAD", "POST")
     assert router.find("GET", "/b").allowed == ("HEAD",)
+
+
+def test_endpoint_that_could_never_be_found() -> None:
+    """A path without its slash and a method in small letters are mistakes that are told at once."""
+    with pytest.raises(ValueError, match="begins with a slash, unlike 'a'"):
+        _endpoint("a")
+    with pytest.raises(ValueError, match="like GET, and not like 'get'"):
+        _endpoint("/a", "get")
 
 
 # -- the life of a gateway -----------------------------------------------------------------------------------------

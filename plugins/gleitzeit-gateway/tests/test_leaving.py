@@ -143,7 +143,7 @@ async def test_leaving_while_a_large_answer_is_sent(
 
 async def test_many_who_leave_at_once(serve: Serve, ollama: OllamaServer, other: OllamaServer) -> None:
     """After a crowd has left at every stage nothing is left of it, and the next one is served."""
-    ollama.gate = other.gate = gate = Gate(tokens=6)
+    ollama.gate = other.gate = gate = Gate(tokens=2)
     gateway = await serve(ollama, other)
     crowd = [asyncio.create_task(gateway.chat(stream=n % 2 == 0, v1=n % 3 == 0)) for n in range(40)]
     async with asyncio.timeout(20):
