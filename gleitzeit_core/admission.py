@@ -282,7 +282,9 @@ class Admission:
         """After a change of who may serve: grant what can be, send away whose wait is hopeless, ask hubs for more."""
         self._grant()
         for balancer in tuple(self._queues):
-            for ticket in tuple(balancer.waiting):
+            # While something serves, only those that were tried there may have nowhere to go.
+            doubtful = tuple(balancer.waiting) if balancer.tried or not balancer.snapshot.candidates else ()
+            for ticket in doubtful:
                 hopeless = self._hopeless(balancer, ticket)
                 if hopeless is not None:
                     self._reject(ticket, hopeless)

@@ -151,7 +151,11 @@ class ResourceManager:
             await self._open_what_is_there()
             return
         hubs = [await self._make_hub(s.type, s.options, s.name) for s in self.config.hubs.values()]
-        await asyncio.gather(*(self.add_hub(hub) for hub in hubs))
+        # When one fails, the others come to an end too before everything is closed.
+        results = await asyncio.gather(*(self.add_hub(hub) for hub in hubs), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
 
     async def _open_what_is_there(self) -> None:
         """No hub is configured: try the kinds that need no configuration, fallbacks only when nothing is found."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import sys
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
@@ -36,7 +37,7 @@ class SumParams(BaseModel):
 class CalculatorOptions(PoolOptions):
     """How to start one."""
 
-    command: tuple[str, ...] = ("python3", "-uc", "while True: print(eval(input()))")
+    command: tuple[str, ...] = (sys.executable, "-uc", "while True: print(eval(input()))")
     places: int = Field(default=6, ge=0, description="Digits behind the point.")
 
 

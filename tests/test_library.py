@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gleitzeit_core.errors import ClosedError, NoCapableInstance, Unavailable
+from gleitzeit_core.errors import ClosedError, GleitzeitError, NoCapableInstance, Unavailable
 from gleitzeit_core.manager import ResourceManager
 from gleitzeit_llm.provider import LLMProvider
 from gleitzeit_ollama.hub import OllamaHub
@@ -101,3 +101,20 @@ async def test_what_may_have_a_model_and_is_down_is_named(tmp_path: Path) -> Non
     async with ResourceManager.from_config(path) as manager:
         with pytest.raises(NoCapableInstance, match=r"http://127\.0\.0\.1:9 is down"):
             await manager.execute("llm/chat", QUESTION)
+
+
+async def test_a_hub_that_cannot_start_ends_the_start_of_all(tmp_path: Path) -> None:
+    """The error names what is wrong, and nothing of the others is left running."""
+    before = asyncio.all_tasks()
+    async with OllamaServer() as server:
+        path = tmp_path / "gleitzeit.yaml"
+        path.write_text(
+            f"hubs:\n  lan: {{type: ollama, instances: ['{server.url}']}}\n"
+            "  here: {type: llamacpp, models: [{path: ./gone.gguf}]}\n"
+        )
+        manager = ResourceManager.from_config(path)
+        with pytest.raises(GleitzeitError, match=r"gone\.gguf"):
+            await manager.__aenter__()
+        with pytest.raises(ClosedError):
+            manager.instances()
+    assert asyncio.all_tasks() == before
