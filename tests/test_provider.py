@@ -227,7 +227,7 @@ async def test_one_without_a_hub_of_its_own_says_so() -> None:
         await provider.execute("echo/say")
 
 
-def test_hubs_that_nobody_uses_are_forgotten() -> None:
+async def test_hubs_that_nobody_uses_are_forgotten() -> None:
     """Sharing a hub does not keep it alive."""
     import gc  # noqa: PLC0415 - for this one
     import weakref  # noqa: PLC0415
@@ -237,7 +237,7 @@ def test_hubs_that_nobody_uses_are_forgotten() -> None:
         async with ScriptedProvider(hub=hub):
             return weakref.ref(hub)
 
-    found = asyncio.run(use())
+    found = await use()
     gc.collect()
     assert found() is None
 
