@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gleitzeit_core.errors import FailureKind, InstanceFailure
 from gleitzeit_llm.models import canonical
+from gleitzeit_llm.upstream import read_whole
 from gleitzeit_ollama.addresses import GATEWAY_HEADER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    import aiohttp
 
     from gleitzeit_core.resources import HttpChannel
     from gleitzeit_llm.upstream import Upstream
@@ -109,7 +108,7 @@ async def _get(upstream: Upstream, channel: HttpChannel, path: str) -> Any:  # n
         async with upstream.stream(channel, "GET", path) as response:
             if GATEWAY_HEADER in response.headers:
                 raise _gateway(channel)
-            body = await _read(response)
+            body = await read_whole(response, _MAX_BYTES)
     except InstanceFailure as failure:
         raise _explained(channel, path, failure) from failure
     try:
@@ -117,15 +116,6 @@ async def _get(upstream: Upstream, channel: HttpChannel, path: str) -> Any:  # n
     except (ValueError, RecursionError):
         said = response.content_type if body else "nothing"
         raise _no_ollama(channel, f"GET {path} answered {said} instead of JSON") from None
-
-
-async def _read(response: aiohttp.ClientResponse) -> bytes:
-    body = bytearray()
-    async for chunk in response.content.iter_any():
-        body += chunk
-        if len(body) > _MAX_BYTES:
-            raise InstanceFailure(FailureKind.SERVER_ERROR, f"{response.url} answered more than {_MAX_BYTES} bytes")
-    return bytes(body)
 
 
 def _explained(channel: HttpChannel, path: str, failure: InstanceFailure) -> InstanceFailure:
