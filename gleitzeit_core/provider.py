@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from gleitzeit_core.hub import ResourceHub
+    from gleitzeit_core.requests import Usage
     from gleitzeit_core.resources import Channel, ResourceInstance, Speaks
     from gleitzeit_core.runs import InstanceReport, OnInstance, Stream
 
@@ -101,6 +102,17 @@ class Provider(ABC, Generic[OptionsT]):
     def requirements(self, request: Request) -> Requirements:  # noqa: ARG002 - a default
         """What `request` needs of an instance, besides what its caller demands: capabilities, such as a model."""
         return self._anything
+
+    def cost(self, request: Request) -> float:  # noqa: ARG002 - a default
+        """The work `request` is expected to be, relative to others; above 0. Used unless its caller says."""
+        return 1.0
+
+    def usage(self, request: Request, part: Any) -> Usage | None:  # noqa: ANN401, ARG002 - what a method answers is its own
+        """What a whole answer, or one part of it, says of the work it took; None when it says nothing.
+
+        Called with every part, so it must be cheap; what the last part says that says anything counts.
+        """
+        return None
 
     async def answer(self, request: Request, instances: tuple[InstanceReport, ...]) -> Any:  # noqa: ANN401, ARG002 - a default
         """Answer a method marked ``local``.

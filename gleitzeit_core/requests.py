@@ -93,6 +93,19 @@ class Result(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """The work one answer took, in the protocol's own units: tokens, for language models.
+
+    Args:
+        input_tokens: Read.
+        output_tokens: Written.
+    """
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What became of one try on one instance. Times in seconds, on the monotonic clock.
 
@@ -103,6 +116,9 @@ class Outcome:
         first_output_s: From the slot to the first output; None when there was none.
         total_s: From the slot to the end.
         retry_after_s: When a busy instance asked us to come back.
+        usage: What the answer says of the work it took; None when it says nothing.
+        bytes_in: Sent to the instance, where that is bytes.
+        bytes_out: Received from it, where that is bytes.
     """
 
     result: Result
@@ -111,6 +127,23 @@ class Outcome:
     first_output_s: float | None = None
     total_s: float = 0.0
     retry_after_s: float | None = None
+    usage: Usage | None = None
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+    @property
+    def per_token_s(self) -> float | None:
+        """Time for each output token after the first; over all of them for an answer that came whole.
+
+        None when it failed or nothing is known of its tokens.
+        """
+        tokens = self.usage.output_tokens if self.usage is not None else 0
+        if self.result is not Result.OK or tokens < 1:
+            return None
+        first = self.first_output_s
+        if tokens == 1 or first is None or first >= self.total_s:
+            return self.total_s / tokens
+        return (self.total_s - first) / (tokens - 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
+MODEL = "model:"
+"""What the capability to serve a model begins with."""
 
 
 def empty() -> Mapping[str, Any]:
@@ -204,11 +206,12 @@ class Requirements:
     """What a request needs of an instance. Hashable: instances are looked up by it.
 
     Args:
-        accepts: The (api, channel) pairs the provider can drive, best first.
+        accepts: The (api, channel) pairs the provider can drive, best first; empty for any, as a lease has it.
         capabilities: All of these, such as ``model:llama3``.
         tags: All of these.
         instances: Only these ids; empty for any.
         tenant: Whose instance it must be; empty for anybody's.
+        kind: Only instances of this kind, or of the hub of this name; empty for any.
     """
 
     accepts: tuple[Speaks, ...]
@@ -216,6 +219,12 @@ class Requirements:
     tags: frozenset[str] = frozenset()
     instances: frozenset[str] = frozenset()
     tenant: str = ""
+    kind: str = ""
+
+    @property
+    def model(self) -> str:
+        """The model among `capabilities`, without its prefix; empty when none is asked for."""
+        return next((name.removeprefix(MODEL) for name in self.capabilities if name.startswith(MODEL)), "")
 
     def allow(self, instance: ResourceInstance) -> bool:
         """Whether `instance` could do it, busy or not."""
@@ -224,7 +233,8 @@ class Requirements:
             and self.tags <= instance.tags
             and (not self.instances or instance.id in self.instances)
             and (not self.tenant or instance.details.get("tenant", self.tenant) == self.tenant)
-            and instance.channel_for(self.accepts) is not None
+            and (not self.kind or self.kind in (instance.kind, instance.hub))
+            and (not self.accepts or instance.channel_for(self.accepts) is not None)
         )
 
     def narrowed(self, *, tags: frozenset[str] = frozenset(), instances: frozenset[str] = frozenset()) -> Requirements:
@@ -236,4 +246,6 @@ class Requirements:
         parts = sorted(self.capabilities) + [f"tag:{tag}" for tag in sorted(self.tags)]
         parts += [f"instance:{name}" for name in sorted(self.instances)]
         speaks = " or ".join(f"{pair.api} over {pair.channel.value}" for pair in self.accepts)
-        return f"{', '.join(parts) or 'anything'} ({speaks})"
+        parts += [f"kind:{self.kind}"] if self.kind else []
+        needs = ", ".join(parts) or "anything"
+        return f"{needs} ({speaks})" if speaks else needs

@@ -68,6 +68,36 @@ class Supplier(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HedgePolicy:
+    """When a second try is begun beside one that is slow to answer. Only for replayable methods.
+
+    Args:
+        percentile: Of first outputs; a try slower than this one is hedged. From 50 to below 100.
+        budget: Hedges for each request, at most; 0.02 is 2 % extra work.
+        min_samples: First outputs that must have been seen before any is hedged.
+    """
+
+    percentile: float = 95.0
+    budget: float = 0.02
+    min_samples: int = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """A part of a route's capacity kept for a tenant or a model.
+
+    Args:
+        share: Of all slots of the route's instances that are up, above 0, at most 1.
+        tenant: Whose requests may use it; empty for anybody's.
+        model: Requests for which model may use it; empty for any.
+    """
+
+    share: float
+    tenant: str = ""
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """How a group of methods is served.
 
@@ -80,6 +110,10 @@ class Route:
             again are let in above that: they had a place.
         timeout_s: Deadline of a request that names none; None for no limit.
         max_tries: Instances tried for one request, from 1.
+        shed_from: How full the queue is, from 0 to 1, when requests of the lowest band begin to be refused at random
+            in favour of those in higher bands; 1 for never.
+        hedge: When to try a second instance beside the first; None for never.
+        shares: Parts of the capacity that are kept for somebody.
     """
 
     name: str
@@ -89,6 +123,9 @@ class Route:
     max_queue: int = 256
     timeout_s: float | None = 600.0
     max_tries: int = 3
+    shed_from: float = 0.8
+    hedge: HedgePolicy | None = None
+    shares: tuple[Share, ...] = ()
 
 
 @dataclass(slots=True, eq=False)

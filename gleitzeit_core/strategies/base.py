@@ -8,6 +8,7 @@ instances that could serve the request, busy ones included. How a try ended come
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -47,14 +48,15 @@ class Candidate(Protocol):
         """Requests it could take now; 0 or less when it is busy."""
 
 
+@dataclass(frozen=True, slots=True)
 class Wait:
-    """A strategy's answer when nothing free is better than waiting."""
+    """A strategy's answer when nothing free is better than waiting.
 
-    __slots__ = ()
+    Args:
+        again_s: Ask again after so many seconds, even if nothing has happened by then; None: only when something has.
+    """
 
-    def __repr__(self) -> str:
-        """``WAIT``."""
-        return "WAIT"
+    again_s: float | None = None
 
 
 WAIT: Final = Wait()
@@ -109,6 +111,10 @@ class Strategy(ABC, Generic[OptionsT]):
     def __init__(self, options: OptionsT, *, random: Random, clock: Clock) -> None:
         self.options, self.random, self.clock = options, random, clock
 
+    def reconfigure(self, options: OptionsT) -> None:
+        """Go on with other options, and keep what was learned."""
+        self.options = options
+
     @abstractmethod
     def pick(self, request: Request, view: View) -> Candidate | Wait:
         """Choose one of `view.candidates` that has room, or answer `WAIT`. Must not block, raise or keep `view`."""
@@ -118,3 +124,19 @@ class Strategy(ABC, Generic[OptionsT]):
 
     def finished(self, request: Request, candidate: Candidate, outcome: Outcome) -> None:
         """A try on `candidate` ended. Called exactly once for each `started`."""
+
+
+class Filter(Strategy[OptionsT]):
+    """A strategy that narrows down what those after it in a chain choose from, such as to one's own zone.
+
+    Alone, or as the last of a chain, it picks the least loaded of what it keeps.
+    """
+
+    @abstractmethod
+    def keep(self, request: Request, view: View) -> Sequence[Candidate]:
+        """Those of `view.candidates` that the next may choose from, in the same order; with none, there is a wait."""
+
+    def pick(self, request: Request, view: View) -> Candidate | Wait:
+        """The least loaded of those kept."""
+        kept = View(self.keep(request, view))
+        return kept.least_loaded(self.random) if kept.has_room() else WAIT
