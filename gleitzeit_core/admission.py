@@ -10,30 +10,34 @@ by work (start-time fair queueing, Goyal et al., SIGCOMM 1996), then arrival.
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING
 
 from gleitzeit_core.breaker import BreakerPolicy
 from gleitzeit_core.effects import Changed, Effect, Emptied, Granted, Recycle, Rejected, Scale, Suspect
-from gleitzeit_core.errors import NoCapableInstance, QueueFull, RequestError, ShuttingDown, Unavailable
+from gleitzeit_core.errors import ShuttingDown
 from gleitzeit_core.hookspecs import InstanceChange
-from gleitzeit_core.pool import Pool, Record, Slot, Snapshot, State
+from gleitzeit_core.pool import Pool, Record, Slot, State
+from gleitzeit_core.prospects import Prospects
 from gleitzeit_core.requests import Result
-from gleitzeit_core.resources import Ownership
-from gleitzeit_core.routing import LoadBalancer, OfferKind, Supplier, Ticket
+from gleitzeit_core.route_table import RouteTable
+from gleitzeit_core.routing import OfferKind, Ticket
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from random import Random
 
+    from gleitzeit_core.balancing import LoadBalancer
     from gleitzeit_core.clock import Clock
+    from gleitzeit_core.errors import RequestError
     from gleitzeit_core.requests import Outcome
+    from gleitzeit_core.reservations import Reservation
     from gleitzeit_core.resources import Requirements, ResourceInstance
+    from gleitzeit_core.routing import QueueReport, Route, Share, Supplier
 
 # A strategy that waits for something better must not hold up all behind; asking it for more than these costs more than
 # it brings.
 _LOOK_AHEAD = 16
-_BALANCERS_MAX = 1024
-_SHOWN_MAX = 20
 
 
 class Admission:
@@ -54,10 +58,13 @@ class Admission:
         deliver: Callable[[Effect], None],
         policy: BreakerPolicy | None = None,
     ) -> None:
-        self._clock, self._random, self._deliver = clock, random, deliver
+        self._clock, self._deliver = clock, deliver
         self.pool = Pool(clock=clock, random=random, policy=policy or BreakerPolicy(), on_timer=self._settle)
         self.suppliers: dict[str, Supplier] = {}
-        self._balancers: dict[tuple[str, Requirements], LoadBalancer] = {}
+        self._prospects = Prospects(self.pool, self.suppliers, clock)
+        self._table = RouteTable(self.pool, clock, random)
+        # What is kept of each route, by its name; empty while nothing is.
+        self._shares = self._table.shares
         # Those in which somebody waits: a dictionary is an ordered set.
         self._queues: dict[LoadBalancer, None] = {}
         self._effects: deque[Effect] = deque()
@@ -81,7 +88,12 @@ class Admission:
     @property
     def balancers(self) -> tuple[LoadBalancer, ...]:
         """All there are now."""
-        return tuple(self._balancers.values())
+        # Of a route that is gone those stay in which somebody waits.
+        return tuple(dict.fromkeys([*self._table.balancers.values(), *self._queues]))
+
+    def queues(self) -> tuple[QueueReport, ...]:
+        """The queues in which somebody waits."""
+        return tuple(balancer.report() for balancer in self._queues)
 
     # -- requests ----------------------------------------------------------------------------------------------
 
@@ -94,33 +106,53 @@ class Admission:
         # 1. Nothing new is taken any more.
         if self._closed:
             raise ShuttingDown("shutting down: nothing new is taken")
-        balancer = ticket.balancer or self._balancer(ticket)
+        balancer = ticket.balancer or self._table.balancer(ticket)
         # 2. Nobody waits, and an instance is free: take it.
         alone = not balancer.waiting
         if alone:
             record = balancer.choose(ticket)
             if record is not None:
-                return balancer.start(ticket, record)
+                slot = balancer.start(ticket, record)
+                if self._shares and self._queues:
+                    # It may have met what was kept for several, and so leave something for others.
+                    self._grant()
+                    self._flush()
+                return slot
         # 3. Nothing that is up or coming could serve it: say so now.
-        hopeless = self._hopeless(balancer, ticket)
-        if hopeless is not None:
-            raise hopeless
-        # 4. The queue holds as many as it may.
-        size, limit = len(balancer.waiting) - balancer.tried, ticket.route.max_queue
-        if size >= limit and not ticket.excluded:
-            raise QueueFull(size=size, limit=limit, retry_after_s=balancer.retry_after_s())
+        refusal = self._prospects.hopeless(balancer, ticket)
+        # 4. The queue holds as many as it may, or so many that it is kept for those in higher bands.
+        refusal = refusal or balancer.full(ticket)
+        if refusal is not None:
+            raise refusal
         # 5. It waits. It may be one that can use what those before it cannot.
         self._arrivals += 1
-        ticket.queued_at = self._clock.monotonic()
         balancer.enqueue(ticket, self._arrivals)
         self._queues[balancer] = None
         if ticket.patient_until > ticket.queued_at:
             self._clock.call_at(ticket.patient_until, self._review)
-        if not alone:
+        if alone:
+            self._look_again(balancer)
+        else:
             self._grant_next(balancer)
         self._scale(balancer)
         self._flush()
         return None
+
+    def take_now(self, ticket: Ticket, *, warm: bool) -> Slot | None:
+        """A slot at once, out of plenty, or None; never a wait. For work that is done a second time to be quicker.
+
+        Only when nobody waits in its queue and at least a fifth of all slots is free, and never on an instance that
+        the ticket excludes.
+
+        Args:
+            ticket: Who asks.
+            warm: Only on an instance that has ready what is needed, where instances say what they have ready.
+        """
+        if self._closed:
+            return None
+        balancer = ticket.balancer or self._table.balancer(ticket)
+        record = balancer.spare(ticket, warm=warm)
+        return None if record is None else balancer.start(ticket, record)
 
     def cancel(self, ticket: Ticket) -> bool:
         """Whoever waited left. False when it no longer waited: it has a slot, or was rejected."""
@@ -138,12 +170,14 @@ class Admission:
         """A try ended. Called once for each slot, when the work has stopped."""
         record = slot.record
         self.pool.judge(slot, outcome)
-        (ticket.balancer or self._balancer(ticket)).finish(ticket, record, outcome)
-        supplier = self.suppliers.get(slot.instance.hub)
-        if supplier is not None and supplier.recycles:
-            self._effects.append(Recycle(slot, outcome))
-        else:
-            self._free(slot)
+        # Work under a lease has nothing to free: that is the lease's.
+        if not slot.freed:
+            (ticket.balancer or self._table.balancer(ticket)).finish(ticket, record, outcome)
+            supplier = self.suppliers.get(slot.instance.hub)
+            if supplier is not None and supplier.recycles and slot.used:
+                self._effects.append(Recycle(slot, outcome))
+            else:
+                self._free(slot)
         if outcome.result is Result.FAILED and record.condition != record.announced and self.pool.holds(record):
             self._effects.append(Suspect(slot.instance.id))
         self._settle(record)
@@ -156,6 +190,9 @@ class Admission:
         self._settle(slot.record)
 
     def _free(self, slot: Slot) -> None:
+        if self._shares:
+            for shares in self._shares.values():
+                shares.freed(slot)
         if self.pool.free(slot):
             self._look_if_empty(slot.record)
 
@@ -185,6 +222,20 @@ class Admission:
             self._look_if_empty(record)
             self._settle(record)
 
+    def resume(self, instance_id: str) -> None:
+        """A draining or drained instance may be used again, once a check has found it well. Others are left alone."""
+        record = self.pool.records.get(instance_id)
+        if record is not None and record.state is State.DRAINING:
+            self.pool.resume(record)
+            self._settle(record)
+
+    def set_degraded(self, instance_id: str, source: str, reason: str) -> None:
+        """`source` says why an instance is worth less than it could be: it counts half. An empty reason ends that."""
+        record = self.pool.records.get(instance_id)
+        if record is not None:
+            self.pool.set_degraded(record, source, reason)
+            self._settle(record)
+
     def remove(self, instance_id: str, reason: str = "") -> None:
         """An instance is gone. What still runs on it ends by itself."""
         record = self.pool.records.get(instance_id)
@@ -206,6 +257,31 @@ class Admission:
                 self._reject(ticket, ShuttingDown("shutting down: the request was still waiting"))
         self._flush()
 
+    # -- routes ------------------------------------------------------------------------------------------------
+
+    def set_routes(self, routes: Sequence[Route]) -> None:
+        """Go on with these routes. Nothing is dropped: those who wait keep their places, and are looked at again.
+
+        A route goes on by its name: its strategy gets the new options and keeps what it learned, or is replaced when it
+        is another. Of a route that is gone those who wait are still served as before.
+
+        Raises:
+            ValueError: The shares of one, with what is reserved, come to more than there is. Nothing is changed then.
+        """
+        self._table.set(routes, self.balancers)
+        self._review()
+
+    def reserve(self, route_name: str, share: Share) -> Reservation:
+        """Keep a share of a route's capacity until the reservation is released.
+
+        Requests that run already, on a route that had no share so far, count as nobody's until they end. A route of
+        that name may come later.
+
+        Raises:
+            ValueError: The route's shares would come to more than there is.
+        """
+        return self._table.reserve(route_name, share, self.balancers, self._review)
+
     # -- inside ------------------------------------------------------------------------------------------------
 
     def _settle(self, record: Record) -> None:
@@ -213,12 +289,13 @@ class Admission:
         if record.condition != record.announced and self.pool.holds(record):
             self._announce(record.instance, record)
         elif self._queues:
-            self._grant(record)
+            # Where shares are kept, what one instance has room for depends on all of them.
+            self._grant(None if self._shares else record)
         self._flush()
 
     def _announce(self, before: ResourceInstance | None, record: Record) -> None:
         record.announced = state = record.condition
-        change = InstanceChange(before=before, after=record.instance, state=state, reason=record.reason)
+        change = InstanceChange(before=before, after=record.instance, state=state, reason=record.why)
         self._effects.append(Changed(change))
         self._review()
 
@@ -236,19 +313,6 @@ class Admission:
         if record.state is State.DRAINING and record.in_flight == 0 and self.pool.holds(record):
             self._effects.append(Emptied(record.instance))
 
-    def _balancer(self, ticket: Ticket) -> LoadBalancer:
-        route, requirements = ticket.route, ticket.request.requirements
-        key = (route.name, requirements)
-        found = self._balancers.get(key)
-        if found is None:
-            strategy = route.strategy(self._random, self._clock)
-            # Callers name what they need, so the number of balancers is theirs to choose: it is bounded.
-            if len(self._balancers) >= _BALANCERS_MAX:
-                self._balancers = {key: b for key, b in self._balancers.items() if b.waiting}
-            found = self._balancers[key] = LoadBalancer(route, requirements, self.pool, strategy)
-        ticket.balancer = found
-        return found
-
     def _dequeue(self, ticket: Ticket, *, granted: bool = False) -> None:
         balancer = ticket.balancer
         if balancer is not None:
@@ -264,19 +328,39 @@ class Admission:
             progress = any(self._grant_next(b) for b in sorted(queues, key=lambda b: b.turn))
 
     def _grant_next(self, balancer: LoadBalancer) -> bool:
-        if not balancer.snapshot.has_room():
-            return False
-        asked = 0
+        granted = balancer.snapshot.has_room() and self._grant_first(balancer)
+        self._look_again(balancer)
+        return granted
+
+    def _grant_first(self, balancer: LoadBalancer) -> bool:
+        enough = balancer.asked + _LOOK_AHEAD
         for ticket in balancer.waiting:
             record = balancer.choose(ticket)
             if record is not None:
                 self._dequeue(ticket, granted=True)
                 self._effects.append(Granted(ticket, balancer.start(ticket, record)))
                 return True
-            asked += not ticket.excluded
-            if asked == _LOOK_AHEAD:
+            # One that may use nothing of what is free costs no question, and holds up nobody.
+            if balancer.asked >= enough:
                 break
         return False
+
+    def _look_again(self, balancer: LoadBalancer) -> None:
+        """See to it that a strategy that waits is asked again when it wants to: by one timer for each balancer."""
+        when, balancer.again_at = balancer.again_at, None
+        if when is None or not balancer.waiting:
+            return
+        if balancer.timer is not None:
+            if balancer.timer[0] <= when:
+                return
+            balancer.timer[1].cancel()
+        balancer.timer = (when, self._clock.call_at(when, partial(self._again, balancer)))
+
+    def _again(self, balancer: LoadBalancer) -> None:
+        balancer.timer = None
+        while balancer.waiting and self._grant_next(balancer):
+            pass
+        self._flush()
 
     def _review(self) -> None:
         """After a change of who may serve: grant what can be, send away whose wait is hopeless, ask hubs for more."""
@@ -285,7 +369,7 @@ class Admission:
             # While something serves, only those that were tried there may have nowhere to go.
             doubtful = tuple(balancer.waiting) if balancer.tried or not balancer.snapshot.candidates else ()
             for ticket in doubtful:
-                hopeless = self._hopeless(balancer, ticket)
+                hopeless = self._prospects.hopeless(balancer, ticket)
                 if hopeless is not None:
                     self._reject(ticket, hopeless)
             self._scale(balancer)
@@ -295,58 +379,9 @@ class Admission:
         self._dequeue(ticket)
         self._effects.append(Rejected(ticket, error))
 
-    def _hopeless(self, balancer: LoadBalancer, ticket: Ticket) -> RequestError | None:
-        """Why waiting cannot help; None when it can."""
-        snapshot = balancer.snapshot
-        if any(ticket.may_use(record) for record in snapshot.candidates) or any(map(self._coming, snapshot.records)):
-            return None
-        if ticket.patient_until > self._clock.monotonic():
-            return None
-        offers = [supplier.offer(balancer.requirements) for supplier in self._suppliers(balancer)]
-        if any(offer.kind is OfferKind.CREATABLE for offer in offers):
-            return None
-        if ticket.last_failure is not None:
-            return ticket.last_failure
-        return self._nobody(
-            snapshot, balancer.requirements, "; ".join(offer.reason for offer in offers if offer.reason)
-        )
-
-    def _coming(self, record: Record) -> bool:
-        """Whether it is being created, or retired just now, which may make room for another."""
-        instance, supplier = record.instance, self.suppliers.get(record.instance.hub)
-        if record.state is State.DRAINING and not record.in_flight and instance.ownership is not Ownership.EXTERNAL:
-            return supplier is not None and supplier.running
-        return record.state is State.STARTING
-
-    def _nobody(self, snapshot: Snapshot, requirements: Requirements, why: str) -> RequestError:
-        why = f"; {why}" if why else ""
-        needs = requirements.describe()
-        if snapshot.records:
-            names = [record.instance.id for record in snapshot.records]
-            states = ", ".join(_described(record) for record in snapshot.records[:_SHOWN_MAX])
-            return Unavailable(f"no instance is up for {needs}: {states}{why}", instances=names)
-        if why:
-            return Unavailable(f"no instance can be had for {needs}{why}")
-        have = sorted({c for record in self.pool.records.values() for c in record.instance.capabilities})
-        shown = ", ".join([*have[:_SHOWN_MAX], *(["..."] if len(have) > _SHOWN_MAX else [])])
-        # What has never been well has not said what it can do; it may be just the one.
-        unknown = [_described(r) for r in self.pool if not r.instance.capabilities and r.condition != State.READY]
-        doubt = f"; {', '.join(unknown[:_SHOWN_MAX])}" if unknown else ""
-        message = f"no instance has {needs}; there is: {shown or 'nothing'}{doubt}"
-        return NoCapableInstance(message, needed=sorted(requirements.capabilities))
-
-    def _suppliers(self, balancer: LoadBalancer) -> list[Supplier]:
-        hubs = balancer.route.hubs
-        return [s for name, s in self.suppliers.items() if s.running and (hubs is None or name in hubs)]
-
     def _scale(self, balancer: LoadBalancer) -> None:
         """Ask the first hub that can create an instance for as many as wait; it knows its own limits."""
-        for supplier in self._suppliers(balancer) if balancer.waiting else ():
+        for supplier in self._prospects.suppliers_of(balancer) if balancer.waiting else ():
             if supplier.offer(balancer.requirements).kind is OfferKind.CREATABLE:
                 self._effects.append(Scale(supplier.name, balancer.requirements, len(balancer.waiting)))
                 return
-
-
-def _described(record: Record) -> str:
-    text = f"{record.instance.endpoint} is {record.condition}"
-    return f"{text} ({record.reason})" if record.reason else text

@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from gleitzeit_core.config_messages import MASK, explain, keys_of, secrets_in, unknown_key
 from gleitzeit_core.config_reading import (
@@ -20,10 +20,12 @@ from gleitzeit_core.config_reading import (
     path_text,
     read_configuration,
 )
+from gleitzeit_core.config_routes import RouteOptions
 from gleitzeit_core.errors import ConfigurationError, PluginError, Problem, UnknownName
 from gleitzeit_core.hookspecs import HubType, ProviderType, SectionType, StoreType, StrategyType
 from gleitzeit_core.plugin_discovery import describe
 from gleitzeit_core.plugins import CORE_SECTIONS
+from gleitzeit_core.routing import HedgePolicy, Share
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +33,14 @@ if TYPE_CHECKING:
 
     from gleitzeit_core.plugins import PluginHost
 
-__all__ = ["Configuration", "PluginsSection", "check_configuration", "find_configuration", "read_configuration"]
+__all__ = [
+    "Configuration",
+    "PluginsSection",
+    "RouteOptions",
+    "check_configuration",
+    "find_configuration",
+    "read_configuration",
+]
 
 DEFAULT_STORE: Final = "memory"
 DEFAULT_STRATEGY: Final = "least_loaded"
@@ -65,19 +74,6 @@ StrategySection = Chosen[StrategyType]
 StoreSection = Chosen[StoreType]
 
 
-class RouteOptions(BaseModel):
-    """One of ``routes`` as it is written; `RouteSection` says what it means."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    methods: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)
-    hubs: list[str] | None = Field(None, min_length=1)
-    strategy: Any = None
-    max_queue: int = Field(256, ge=0)
-    timeout_s: float | None = Field(600.0, gt=0, allow_inf_nan=False)
-    max_tries: int = Field(3, ge=1)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteSection:
     """One of ``routes``. The first that matches a method serves it.
@@ -86,17 +82,35 @@ class RouteSection:
         methods: Patterns over ``protocol/method``, such as ``llm/*``; at least one.
         hubs: Names of hubs; None for all.
         strategy: How an instance is chosen.
+        filters: What narrows the choice down before, in order.
         max_queue: How many requests may wait for one capability; 0: none ever waits.
         timeout_s: Deadline of a request that names none, in seconds; None for no limit.
         max_tries: Instances tried for one request, from 1: never a second.
+        shed_from: How full the queue is when requests of the lowest band begin to be refused; 1 for never.
+        hedge: When a second instance is tried beside a slow one; None for never.
+        shares: Parts of the capacity that are kept for somebody.
     """
 
     methods: tuple[str, ...]
     hubs: tuple[str, ...] | None
     strategy: StrategySection
+    filters: tuple[StrategySection, ...] = ()
     max_queue: int
     timeout_s: float | None
     max_tries: int
+    shed_from: float
+    hedge: HedgePolicy | None
+    shares: tuple[Share, ...]
+
+    @property
+    def name(self) -> str:
+        """For people and metrics."""
+        return " ".join(self.methods)
+
+    @property
+    def chain(self) -> str:
+        """Names of the filters and the strategy, for people: ``locality -> least_loaded``."""
+        return " -> ".join(section.type.name for section in (*self.filters, self.strategy))
 
     def matches(self, method: str) -> bool:
         """Whether it serves `method`, if no route before it does."""
@@ -116,6 +130,7 @@ class Configuration:
         sections: Those that plugins bring, by key, with defaults where absent.
         source: The file; None when there is none.
         explicit_hubs: Whether ``hubs`` was given. If not, hub types with an `auto_rank` are tried.
+        raw: What it was made from, to be read again.
     """
 
     plugins: PluginsSection
@@ -126,6 +141,7 @@ class Configuration:
     sections: Mapping[str, BaseModel] = field(repr=False)
     source: Path | None
     explicit_hubs: bool
+    raw: RawConfiguration = field(repr=False, compare=False)
 
 
 def check_configuration(raw: RawConfiguration, host: PluginHost) -> Configuration:
@@ -166,6 +182,7 @@ class _Checker:
             sections=sections,
             source=self.raw.source,
             explicit_hubs=self.data.get("hubs") is not None,
+            raw=self.raw,
         )
 
     def _plugins(self) -> PluginsSection:
@@ -213,12 +230,31 @@ class _Checker:
             if isinstance(hubs, Mapping) and name not in hubs:
                 self._problem((*path, "hubs", number), f"unknown hub {name!r}", unknown_key(name, hubs))
         named = DEFAULT_STRATEGY if body.get("strategy") is None else body["strategy"]
-        strategy = self._typed(named, (*path, "strategy"), self.host.strategy_type, key="name")
-        if options is None or strategy is None:
+        chain = self._chain(named, (*path, "strategy"))
+        if options is None or not chain:
             return None
-        hubs = None if options.hubs is None else tuple(options.hubs)
-        rest = options.model_dump(include={"max_queue", "timeout_s", "max_tries"})
-        return RouteSection(methods=tuple(options.methods), hubs=hubs, strategy=strategy, **rest)
+        return RouteSection(
+            methods=tuple(options.methods),
+            hubs=None if options.hubs is None else tuple(options.hubs),
+            strategy=chain[-1],
+            filters=chain[:-1],
+            hedge=None if options.hedge is None else HedgePolicy(**options.hedge.model_dump()),
+            shares=tuple(Share(**share.model_dump()) for share in options.shares),
+            **options.model_dump(include={"max_queue", "timeout_s", "max_tries", "shed_from"}),
+        )
+
+    def _chain(self, value: object, path: ConfigPath) -> tuple[StrategySection, ...]:
+        """A strategy, or a list of filters and one strategy; empty when anything is wrong with it."""
+        if value == []:
+            self._problem(path, "needs 1 or more entries")
+        items = [((*path, n), item) for n, item in enumerate(value)] if isinstance(value, list) else [(path, value)]
+        found = [(here, self._typed(item, here, self.host.strategy_type, key="name")) for here, item in items]
+        for here, one in found[:-1]:
+            if one is not None and not one.type.filters:
+                hint = "only the last of a list chooses; those before it must be filters"
+                self._problem(here, f"{one.type.name!r} is not a filter", hint)
+        chain = tuple(one for _, one in found if one is not None)
+        return chain if len(chain) == len(items) else ()
 
     def _pattern(self, pattern: str, path: ConfigPath) -> None:
         """A pattern that can never match is a mistake; so is a protocol that nobody speaks."""

@@ -39,6 +39,8 @@ _SENTENCES: Final = {
     "string_too_short": "needs {min_length} or more characters",
     "string_type": "must be text",
     "too_short": "needs {min_length} or more entries",
+    "union_tag_invalid": "{discriminator} can be {expected_tags}",
+    "union_tag_not_found": "needs {discriminator}",
     **dict.fromkeys(("assertion", "value"), "{error}"),
     **dict.fromkeys(("dict", "mapping", "model"), "must be a mapping"),
     **dict.fromkeys(("enum", "literal"), "must be {expected}"),

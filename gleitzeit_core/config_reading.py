@@ -54,6 +54,8 @@ class RawConfiguration:
         base_dir: What relative paths are relative to: the file's folder, or the working directory.
         source: The file; None when there is none.
         problems: Mistakes of form that did not end the reading, reported with all others.
+        environ: What it was read with, to read it again.
+        overrides: Likewise.
     """
 
     data: Mapping[str, Any] = field(repr=False)
@@ -61,6 +63,17 @@ class RawConfiguration:
     base_dir: Path
     source: Path | None = None
     problems: tuple[Problem, ...] = ()
+    environ: Mapping[str, str] = field(default_factory=dict, repr=False)
+    overrides: Mapping[str, Any] | None = field(default=None, repr=False)
+
+    def again(self) -> RawConfiguration:
+        """Read anew from the same file, or one that is there by now, under the same environment and flags.
+
+        Raises:
+            ConfigurationError: The file cannot be read, or is no YAML.
+        """
+        path = self.source or find_configuration(None, self.environ)
+        return read_configuration(path, environ=self.environ, overrides=self.overrides)
 
     @property
     def plugins(self) -> PluginsSection:
@@ -102,7 +115,8 @@ def read_configuration(
         path: The file; None for none.
         environ: ``GLEITZEIT_GATEWAY__PORT=9000`` sets ``gateway.port``. Values are YAML scalars, or lists and
             mappings in brackets; an empty one counts as not given.
-        overrides: Flags, nested as in a file; a flag that is None was not given.
+        overrides: Flags, nested as in a file; a flag that is None was not given, and one that is a function makes the
+            new value out of the one there is, or of None.
 
     Raises:
         ConfigurationError: The file cannot be read, or is no YAML.
@@ -119,7 +133,7 @@ def read_configuration(
                 problems += (replace(problem, place=name) for problem in error.problems)
     _merge(data, _given(overrides or {}), places, "flags")
     base_dir = path.absolute().parent if path else Path.cwd()
-    return RawConfiguration(data, places, base_dir, path, tuple(problems))
+    return RawConfiguration(data, places, base_dir, path, tuple(problems), environ, overrides)
 
 
 class _Reader:
@@ -292,9 +306,10 @@ def _merge(
     data: dict[str, Any], overlay: Mapping[str, Any], places: dict[ConfigPath, str], place: str, path: ConfigPath = ()
 ) -> None:
     """Lay `overlay` over `data`: mappings are merged, everything else is replaced."""
-    for key, value in overlay.items():
+    for key, given in overlay.items():
         here = (*path, key)
         old = data.get(key)
+        value = given(old) if callable(given) else given
         if isinstance(value, dict) and isinstance(old, dict):
             _merge(old, value, places, place, here)
             continue

@@ -3,6 +3,7 @@
     one        carry a request out on one instance, trying others when that is safe
     stream     the same, in parts
     each       carry it out on every instance that can, an outcome for each
+    lease      hold an instance for a while
 
 Rules kept here: a slot is freed exactly once and only when the work has stopped; a failure goes to another instance
 only if the work never started or may be replayed; retries share a budget; an instance that was tried is not tried
@@ -14,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 from fnmatch import fnmatchcase
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -28,37 +28,39 @@ from gleitzeit_core.errors import (
     ShuttingDown,
     Unavailable,
 )
+from gleitzeit_core.hedging import Hedging
+from gleitzeit_core.leases import LEASE, Lease, LeaseRequest, acquire, checked_ttl_s
 from gleitzeit_core.metrics import ResourceMetrics
 from gleitzeit_core.pool import State
-from gleitzeit_core.requests import FinishedRequest
+from gleitzeit_core.records import DRAINED
+from gleitzeit_core.requests import Request
 from gleitzeit_core.routing import Route
+from gleitzeit_core.running import Running
 from gleitzeit_core.runs import Answer, InstanceReport, OnInstance, Run, Stream
 from gleitzeit_core.shell import Shell
 from gleitzeit_core.strategies.base import NoOptions
 from gleitzeit_core.strategies.simple import LeastLoaded
-from gleitzeit_core.tries import Try, sentence
+from gleitzeit_core.tries import sentence
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
     from gleitzeit_core.breaker import BreakerPolicy
-    from gleitzeit_core.clock import Clock, TimerHandle
+    from gleitzeit_core.clock import Clock
     from gleitzeit_core.hookspecs import InstanceChange
+    from gleitzeit_core.persistence import Leases
     from gleitzeit_core.pool import Record, Slot
-    from gleitzeit_core.requests import Method, Request
+    from gleitzeit_core.requests import Method
     from gleitzeit_core.resources import Requirements
     from gleitzeit_core.runs import Executor, Observers
 
 logger = logging.getLogger(__name__)
 
-_RETRY_SHARE = 0.2
-_RETRY_LEAST = 3
 # What is left after the grace period is cancelled, and gets this long to put things right.
 _END_S = 5.0
 # So long work that was lost with the last instance waits for news of another.
 _NOTICE_S = 0.25
-# One timer serves all deadlines; it comes at most this often.
-_LATE_S = 0.005
+_OUT = (State.DOWN, State.MISCONFIGURED, State.DRAINING, DRAINED)
 _END = object()
 
 DEFAULT_ROUTE = Route(
@@ -91,20 +93,17 @@ class Dispatcher:
         self.clock: Clock = clock or SystemClock()
         self.shell = Shell(clock=self.clock, random=random or Random(), policy=policy)
         self.shell.listen(self._changed)
-        self.metrics = ResourceMetrics()
+        self.metrics = ResourceMetrics(self.clock)
+        self.hedges = Hedging(self.shell, self.metrics)
         self._routes = (*routes, DEFAULT_ROUTE)
+        self.shell.admission.set_routes(self._routes)
         self._route_of: dict[str, Route] = {}
         self._observers = observers
-        self._runs: set[Run] = set()
-        self._retrying = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._next_late = math.inf
-        self._timer: TimerHandle | None = None
+        self.running = Running(self.clock, observers)
 
     def __repr__(self) -> str:
         """Counts."""
-        return f"<Dispatcher {len(self._runs)} requests, {self.shell!r}>"
+        return f"<Dispatcher {self.active} requests, {self.shell!r}>"
 
     # -- life --------------------------------------------------------------------------------------------------
 
@@ -114,18 +113,35 @@ class Dispatcher:
         Args:
             grace_s: How long what runs may go on.
         """
-        self.shell.admission.close()
-        await self._until_idle(grace_s)
-        for run in tuple(self._runs):
-            run.end(ShuttingDown("shutting down: the grace period is over"))
-        await self._until_idle(_END_S)
+        await self.drain(grace_s)
+        self.running.end_all(ShuttingDown("shutting down: the grace period is over"))
+        await self.running.until_idle(_END_S)
         await self.shell.aclose()
-        self._arm(math.inf)
+        self.running.close()
 
-    async def _until_idle(self, limit_s: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(limit_s):
-                await self._idle.wait()
+    async def drain(self, grace_s: float) -> None:
+        """Take nothing new, send away those who wait, and let what runs, and who holds a lease, go on to the end.
+
+        Args:
+            grace_s: At most so long; what is left then goes on.
+        """
+        self.shell.admission.close()
+        await self.running.until_idle(grace_s)
+
+    def set_routes(self, routes: Sequence[Route]) -> None:
+        """Serve by other routes from now on. Nothing is dropped: what runs goes on, those who wait keep their places.
+
+        Args:
+            routes: In order, as at first; the one for all that is left comes last by itself.
+
+        Raises:
+            ValueError: The shares of a route are more than there is. Nothing has changed then.
+        """
+        every = (*routes, DEFAULT_ROUTE)
+        self.shell.admission.set_routes(every)
+        self._routes = every
+        self._route_of.clear()
+        self.hedges.keep(route.name for route in every)
 
     def _changed(self, change: InstanceChange) -> None:
         if change.after is None and change.before is not None:
@@ -138,7 +154,7 @@ class Dispatcher:
     @property
     def active(self) -> int:
         """Requests on their way or running."""
-        return len(self._runs)
+        return len(self.running)
 
     def route(self, method: str) -> Route:
         """The route that serves `method`."""
@@ -155,21 +171,31 @@ class Dispatcher:
             return tuple(_report(record) for record in sorted(pool, key=lambda record: record.instance.id))
         return tuple(_report(record) for record in pool.snapshot(self.route(method).hubs, requirements).records)
 
-    async def one(self, provider: Executor, request: Request) -> Answer:
+    async def one(self, provider: Executor, request: Request, lease: Lease | None = None) -> Answer:
         """Carry `request` out on one instance.
+
+        Args:
+            provider: Who has the method.
+            request: With its requirements.
+            lease: Do it under this lease, on its instance; None: on any.
 
         Raises:
             RequestError: It failed, everywhere it could be tried.
         """
         run = self._prepare(provider.method(request.method), request)
-        self._begin(run)
+        self.running.begin(run)
         try:
             with run:
-                value = await (self._local(provider, run) if run.method.local else self._tries(provider, run))
+                if run.method.local:
+                    value = await self._local(provider, run)
+                elif lease is None:
+                    value = await self._tries(provider, run)
+                else:
+                    value = await lease.use(provider, run)
         except BaseException as error:
-            self._finish(run, error)
+            self.running.finish(run, error)
             raise
-        self._finish(run, None)
+        self.running.finish(run, None)
         return Answer(value, run)
 
     def stream(self, provider: Executor, request: Request) -> Stream:
@@ -183,7 +209,45 @@ class Dispatcher:
         if not method.streams:
             raise InvalidRequest(f"{request.method} does not answer in parts", param="stream")
         run = self._prepare(method, request)
-        return Stream(self._parts(provider, run), run)
+        return Stream(self._parts(provider, run), run, self.shell.spawn)
+
+    def lease(
+        self,
+        requirements: Requirements,
+        *,
+        ttl_s: float = 60.0,
+        timeout_s: float | None = 30.0,
+        tenant: str = "",
+        priority: int = 0,
+        store: Leases | None = None,
+    ) -> LeaseRequest:
+        """Ask for a lease of an instance; await it, or use it in an ``async with`` block.
+
+        It waits in the queue like any request, of the method ``lease``, and holds one slot.
+
+        Args:
+            requirements: What the instance must have.
+            ttl_s: How long the lease lasts unless it is renewed; above 0.
+            timeout_s: How long to wait for it; None for as long as its route allows.
+            tenant: On whose behalf.
+            priority: Higher goes first.
+            store: Keeps the lease for other processes too, and numbers its fences; None for this process alone.
+
+        Raises:
+            InvalidRequest: `ttl_s` or `timeout_s` is not a number above 0.
+        """
+        checked_ttl_s(ttl_s)
+        if timeout_s is not None and not timeout_s > 0:
+            raise InvalidRequest(f"timeout_s must be above 0, not {timeout_s!r}", param="timeout_s")
+
+        async def wait() -> Lease:
+            deadline = None if timeout_s is None else self.clock.wall() + timeout_s
+            request = Request(
+                method=LEASE.name, requirements=requirements, tenant=tenant, priority=priority, deadline=deadline
+            )
+            return await acquire(self, self._prepare(LEASE, request), ttl_s, store)
+
+        return LeaseRequest(wait)
 
     async def each(self, provider: Executor, request: Request) -> list[OnInstance]:
         """Carry `request` out on every instance that can, at once. Those that are down are in the result, as errors."""
@@ -192,7 +256,7 @@ class Dispatcher:
 
     async def _on(self, provider: Executor, request: Request, report: InstanceReport) -> OnInstance:
         name = report.instance.id
-        if report.state in (State.DOWN, State.MISCONFIGURED, State.DRAINING):
+        if report.state in _OUT:
             down = Unavailable(f"{report.instance.endpoint} is {report.state}: {report.reason}", instances=[name])
             return OnInstance(name, error=down)
         try:
@@ -229,7 +293,7 @@ class Dispatcher:
                 task.cancel()
             await asyncio.gather(*feeds, return_exceptions=True)
 
-    # -- one request: its beginning, its deadline and its end -----------------------------------------------------
+    # -- one request and its tries ----------------------------------------------------------------------------------
 
     def _prepare(self, method: Method, request: Request) -> Run:
         route, now = self.route(request.method), self.clock.monotonic()
@@ -237,47 +301,6 @@ class Dispatcher:
         if request.deadline is not None:
             deadline = now + request.deadline - self.clock.wall()
         return Run(request, route, now, deadline, method=method)
-
-    def _begin(self, run: Run) -> None:
-        self._runs.add(run)
-        self._idle.clear()
-        if run.deadline is not None and run.deadline < self._next_late:
-            self._arm(run.deadline)
-
-    def _arm(self, when: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._next_late = when
-        self._timer = None if when == math.inf else self.clock.call_at(when, self._end_late)
-
-    def _end_late(self) -> None:
-        now = self.clock.monotonic()
-        for run in tuple(self._runs):
-            if run.deadline is not None and run.deadline <= now:
-                run.end(run.late(now, queued=run.waits))
-        left = (run.deadline for run in self._runs if run.deadline is not None and run.ending is None)
-        self._arm(max(min(left, default=math.inf), now + _LATE_S))
-
-    def _finish(self, run: Run, error: BaseException | None) -> None:
-        """A request has ended, well or not."""
-        self._runs.discard(run)
-        self._retrying -= run.retrying
-        if not self._runs:
-            self._idle.set()
-        if self._observers is not None and self._observers.observes_requests:
-            self._observers.request_finished(self._finished(run, error))
-
-    def _finished(self, run: Run, error: BaseException | None) -> FinishedRequest:
-        code = error.code if isinstance(error, RequestError) else "cancelled"
-        return FinishedRequest(
-            request=run.request,
-            served=run.served if run.tries else None,
-            outcome=run.outcome,
-            error_code="" if error is None else code,
-            total_s=self.clock.monotonic() - run.arrived_at,
-        )
-
-    # -- its tries ---------------------------------------------------------------------------------------------
 
     async def _local(self, provider: Executor, run: Run) -> Any:  # noqa: ANN401 - what a method answers is its own
         try:
@@ -290,18 +313,18 @@ class Dispatcher:
 
     async def _tries(self, provider: Executor, run: Run) -> Any:  # noqa: ANN401 - as above
         while True:
-            attempt = await self._next_try(provider, run)
+            attempt = self.hedges.attempt(provider, run, await self.slot(run))
             try:
                 return await attempt.whole()
             except InstanceFailure as failure:
                 self._retry_or_raise(run, attempt.slot, failure)
 
     async def _parts(self, provider: Executor, run: Run) -> AsyncGenerator[Any, None]:
-        self._begin(run)
+        self.running.begin(run)
         try:
             while True:
                 with run:
-                    attempt = await self._next_try(provider, run)
+                    attempt = self.hedges.attempt(provider, run, await self.slot(run))
                 try:
                     async with contextlib.aclosing(attempt.parts()) as parts:
                         async for part in parts:
@@ -310,12 +333,16 @@ class Dispatcher:
                 except InstanceFailure as failure:
                     self._retry_or_raise(run, attempt.slot, failure)
         except BaseException as error:
-            self._finish(run, error)
+            self.running.finish(run, error)
             raise
-        self._finish(run, None)
+        self.running.finish(run, None)
 
-    async def _next_try(self, provider: Executor, run: Run) -> Try:
-        """Wait for a slot."""
+    async def slot(self, run: Run) -> Slot:
+        """Wait for a slot for `run`, which must be in its block.
+
+        Raises:
+            RequestError: It gets none.
+        """
         if run.deadline is not None and run.deadline <= self.clock.monotonic():
             raise run.late(self.clock.monotonic(), queued=True)
         slot = self.shell.admission.submit(run)
@@ -327,7 +354,7 @@ class Dispatcher:
         run.tries += 1
         run.instance_id = slot.instance.id
         run.first_output_s = None
-        return Try(provider, run, slot, shell=self.shell, metrics=self.metrics)
+        return slot
 
     def _retry_or_raise(self, run: Run, slot: Slot, failure: InstanceFailure) -> None:
         """Make ready for another try, or raise `failure`."""
@@ -340,22 +367,18 @@ class Dispatcher:
             run.requeued = True
             run.patient_until = self.clock.monotonic() + (_NOTICE_S if failure.kind is FailureKind.LOST else 0.0)
         # 3. Tried often enough, or too many are being tried again: a pool in trouble must not get more work for it.
-        elif run.tries >= run.route.max_tries or not self._within_budget(run):
+        elif run.tries >= run.route.max_tries or not self.running.retry(run):
             raise failure
-        # 4. From the budget.
-        elif not run.retrying:
-            run.retrying = True
-            self._retrying += 1
         run.excluded |= {(slot.instance.id, slot.instance.generation)}
         run.last_failure = failure
         run.request = run.request.changed(attempt=run.request.attempt + 1)
 
-    def _within_budget(self, run: Run) -> bool:
-        return run.retrying or self._retrying < max(_RETRY_LEAST, _RETRY_SHARE * len(self._runs))
-
 
 def _report(record: Record) -> InstanceReport:
-    return InstanceReport(record.instance, record.condition, record.in_flight, record.reason)
+    breaker = record.breaker.state.value
+    return InstanceReport(
+        record.instance, record.condition, record.in_flight, record.why, limit=record.capacity, breaker=breaker
+    )
 
 
 def _bound_to(request: Request, instance_id: str) -> Request:

@@ -5,6 +5,7 @@
     ├── PluginError                a plugin that a configuration names cannot be used
     ├── UnknownName                a name nothing installed answers to
     ├── ClosedError                used after close
+    ├── CircuitOpen                a breaker lets nothing through
     └── RequestError               one request failed
         ├── InvalidRequest         the caller's own fault
         ├── UnknownMethod          no provider has the method
@@ -13,6 +14,7 @@
         ├── QueueFull              too many are waiting already
         ├── DeadlineExceeded       its time ran out, waiting or running
         ├── ShuttingDown           nothing new is taken
+        ├── LeaseExpired           a lease was used after its end
         └── InstanceFailure        the instance failed; `kind` says how
 
 Each carries a stable ``code`` for programs, a sentence for a person, and whether the same request may succeed later
@@ -84,21 +86,35 @@ class PluginError(GleitzeitError):
 
 
 class UnknownName(GleitzeitError):
-    """No `kind` (``hub type``, ``strategy``, ...) of this `name` among those `known`; `hint` says what else to do."""
+    """No `kind` (``hub type``, ``strategy``, ...) of this `name` among those `known`; `hint` says what else to do.
+
+    `are` says how those that are known come to be so.
+    """
 
     code = "unknown_name"
 
-    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "", *, are: str = "installed") -> None:
         self.kind, self.name, self.known = kind, name, tuple(sorted(known))
         self.hint = "; ".join(part for part in (nearest(name, self.known), hint) if part)
         have = ", ".join(self.known) or "none"
-        super().__init__(f"unknown {kind} {name!r}; installed: {have}" + (f"; {self.hint}" if self.hint else ""))
+        super().__init__(f"unknown {kind} {name!r}; {are}: {have}" + (f"; {self.hint}" if self.hint else ""))
 
 
 class ClosedError(GleitzeitError):
     """Something was used before it was opened or after it was closed."""
 
     code = "closed"
+
+
+class CircuitOpen(GleitzeitError):
+    """A breaker let something not even begin; come back after `retry_after_s` seconds."""
+
+    code = "circuit_open"
+    retryable = True
+
+    def __init__(self, *, retry_after_s: float) -> None:
+        super().__init__(f"circuit is open: too much has failed of late; retry after {retry_after_s:.0f} s")
+        self.retry_after_s = retry_after_s
 
 
 class RequestError(GleitzeitError):
@@ -152,14 +168,18 @@ class Unavailable(RequestError):
 
 
 class QueueFull(RequestError):
-    """The queue for this capability holds `size` of at most `limit`; come back after `retry_after_s` seconds."""
+    """The queue for this capability holds `size` of at most `limit`; come back after `retry_after_s` seconds.
+
+    With `shed` it is not quite full: requests of a low priority are turned away so that there is room for others.
+    """
 
     code = "queue_full"
     retryable = True
 
-    def __init__(self, *, size: int, limit: int, retry_after_s: float) -> None:
-        super().__init__(f"queue is full: {size} waiting, limit {limit}; retry after {retry_after_s:.0f} s")
-        self.size, self.limit, self.retry_after_s = size, limit, retry_after_s
+    def __init__(self, *, size: int, limit: int, retry_after_s: float, shed: bool = False) -> None:
+        why = "queue fills up and low priorities are turned away" if shed else "queue is full"
+        super().__init__(f"{why}: {size} waiting, limit {limit}; retry after {retry_after_s:.0f} s")
+        self.size, self.limit, self.retry_after_s, self.shed = size, limit, retry_after_s, shed
 
 
 class DeadlineExceeded(RequestError):
@@ -178,6 +198,16 @@ class ShuttingDown(RequestError):
 
     code = "shutting_down"
     retryable = True
+
+
+class LeaseExpired(RequestError):
+    """The lease of `instance_id` has ended: its time ran out, or it was given back."""
+
+    code = "lease_expired"
+
+    def __init__(self, message: str, *, instance_id: str = "") -> None:
+        super().__init__(message)
+        self.instance_id = instance_id
 
 
 class FailureKind(StrEnum):

@@ -1,6 +1,6 @@
 """Watches instances from outside the request path.
 
-A probe re-admits what is down and watches what is idle. It never resets a breaker's counts (requests do that), and an
+A check re-admits what is down and watches what is idle. It never resets a breaker's counts (requests do that), and an
 instance that nobody has asked for a while is not for that reason unwell. One refused connection is down; anything else
 is down after two in a row. What is down is asked again soon, then less and less often.
 """
@@ -10,29 +10,62 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from pydantic import BaseModel, ConfigDict, Field
+
+from gleitzeit_core.clock import SystemClock
 from gleitzeit_core.errors import FailureKind, InstanceFailure
 from gleitzeit_core.pool import State
 
 if TYPE_CHECKING:
     from random import Random
 
+    from gleitzeit_core.clock import Clock
     from gleitzeit_core.resources import ResourceInstance
 
 logger = logging.getLogger(__name__)
 
-_DOWN_AFTER = 2
 _FIRST_RETRY_S = 0.5
 _AT_ONCE = 64
+# Degraded after so many slow checks in a row.
+_SLOW_CHECKS = 3
+_HISTORY = 32
+
+
+class CheckOptions(BaseModel):
+    """When and how instances are checked. Times in seconds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    check_interval_s: float = Field(default=10.0, gt=0, description="Between two health checks of an instance.")
+    check_timeout_s: float = Field(default=5.0, gt=0, description="A health check that takes longer has failed.")
+    check_failures: int = Field(
+        default=2,
+        ge=1,
+        description="Failed checks in a row that take an instance out, or one refused connection.",
+    )
+    check_successes: int = Field(
+        default=1, ge=1, description="Good checks in a row that bring back an instance that was taken out."
+    )
+    check_slow_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="After three checks in a row slower than this an instance counts half; null: never.",
+    )
 
 
 class Checked(Protocol):
     """The part of a hub that knows how to check."""
 
-    async def check(self, instance: ResourceInstance) -> ResourceInstance:
-        """See `ResourceHub.check`."""
+    @property
+    def options(self) -> CheckOptions:
+        """When and how. Looked at anew for each check."""
+
+    async def examine(self, instance: ResourceInstance) -> ResourceInstance:
+        """See `ResourceHub.examine`."""
 
 
 class HealthSink(Protocol):
@@ -44,17 +77,41 @@ class HealthSink(Protocol):
     def set_state(self, instance_id: str, state: State, reason: str) -> None:
         """Its state."""
 
+    def set_degraded(self, instance_id: str, source: str, reason: str) -> None:
+        """Why it counts half; empty when it no longer does."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """What one check has found.
+
+    Args:
+        at: When it ended, in Unix time.
+        ok: Whether the instance was well.
+        took_s: How long it took, in seconds.
+        reason: What was wrong; empty when nothing was.
+    """
+
+    at: float
+    ok: bool
+    took_s: float
+    reason: str = ""
+
 
 @dataclass(slots=True, eq=False)
 class _Watch:
     instance: ResourceInstance
     hub: Checked
-    interval_s: float
-    timeout_s: float
     up: bool
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
+    # In a row.
     failures: int = 0
+    successes: int = 0
+    slow: int = 0
+    # It was up once and was taken out: a first good check after that may not be enough.
+    fell: bool = False
+    history: deque[CheckResult] = field(default_factory=lambda: deque(maxlen=_HISTORY))
 
 
 class HealthMonitor:
@@ -63,10 +120,11 @@ class HealthMonitor:
     Args:
         sink: Gets the verdicts.
         random: For jitter, so that many instances are not checked in step.
+        clock: For the history; None for the system's.
     """
 
-    def __init__(self, sink: HealthSink, *, random: Random) -> None:
-        self._sink, self._random = sink, random
+    def __init__(self, sink: HealthSink, *, random: Random, clock: Clock | None = None) -> None:
+        self._sink, self._random, self._clock = sink, random, clock or SystemClock()
         self._watches: dict[str, _Watch] = {}
         self._at_once = asyncio.Semaphore(_AT_ONCE)
         self._closed = False
@@ -76,25 +134,24 @@ class HealthMonitor:
         failing = sum(1 for watch in self._watches.values() if watch.failures)
         return f"<HealthMonitor watches {len(self._watches)}, {failing} failing>"
 
-    def watch(
-        self, instance: ResourceInstance, hub: Checked, *, interval_s: float, timeout_s: float, up: bool = True
-    ) -> None:
+    def watch(self, instance: ResourceInstance, hub: Checked, *, up: bool = True) -> None:
         """Begin to check an instance, or learn that it has changed. Those that must not be probed are left alone.
 
         Args:
             instance: As it is now.
             hub: Knows how to check it.
-            interval_s: Between two checks.
-            timeout_s: A check that takes longer has failed.
             up: Whether it counts as well until a check says otherwise; if not, its first failure is told already.
         """
         known = self._watches.get(instance.id)
         if known is not None:
             # A new start, perhaps of something else: what went wrong before says nothing about it.
-            known.failures *= known.instance.generation == instance.generation
+            if known.instance.generation != instance.generation:
+                known.failures, known.up, known.fell = 0, up, False
+            elif known.up and not up:
+                self._down(known)
             known.instance = instance
         elif instance.probe and not self._closed:
-            watch = self._watches[instance.id] = _Watch(instance, hub, interval_s, timeout_s, up)
+            watch = self._watches[instance.id] = _Watch(instance, hub, up)
             self._begin(watch)
 
     def _begin(self, watch: _Watch) -> None:
@@ -111,6 +168,11 @@ class HealthMonitor:
         watch = self._watches.get(instance_id)
         if watch is not None:
             watch.wake.set()
+
+    def history(self, instance_id: str) -> tuple[CheckResult, ...]:
+        """Its last checks, 32 at most, the oldest first; none when it is not watched."""
+        watch = self._watches.get(instance_id)
+        return tuple(watch.history) if watch is not None else ()
 
     async def check(self, instance_id: str) -> bool:
         """Check it now. Whether it is well; False also when it is not watched."""
@@ -141,49 +203,67 @@ class HealthMonitor:
             await self._check(watch)
 
     def _pause_s(self, watch: _Watch) -> float:
-        pause = watch.interval_s
-        if watch.failures:
-            pause = min(pause, _FIRST_RETRY_S * 1.5 ** min(watch.failures - 1, 20))
+        pause = watch.hub.options.check_interval_s
+        if watch.failures or watch.fell:
+            pause = min(pause, _FIRST_RETRY_S * 1.5 ** min(max(watch.failures - 1, 0), 20))
         return pause * self._random.uniform(0.9, 1.1)
 
     async def _check(self, watch: _Watch) -> bool:
         async with self._at_once:
-            asked = watch.instance
+            asked, timeout_s, begun = watch.instance, watch.hub.options.check_timeout_s, self._clock.monotonic()
+            kind: FailureKind | None = None
+            reason = ""
             try:
-                async with asyncio.timeout(watch.timeout_s):
-                    now = await watch.hub.check(asked)
+                async with asyncio.timeout(timeout_s):
+                    now = await watch.hub.examine(asked)
             except InstanceFailure as failure:
-                self._failed(watch, asked, failure.kind, failure.message)
+                kind, reason = failure.kind, failure.message
             except TimeoutError:
-                self._failed(watch, asked, FailureKind.TIMEOUT, f"no answer to a check within {watch.timeout_s:g} s")
+                kind, reason = FailureKind.TIMEOUT, f"no answer to a check within {timeout_s:g} s"
             except Exception as error:
                 logger.exception("health check of %s failed", asked.id)
-                self._failed(watch, asked, FailureKind.SERVER_ERROR, f"health check failed: {error}")
-            else:
-                self._well(watch, asked, now)
-                return True
-        return False
-
-    def _current(self, watch: _Watch, asked: ResourceInstance) -> bool:
-        """Whether what was asked is still there: neither gone nor started anew while it answered."""
-        return self._watches.get(asked.id) is watch and watch.instance.generation == asked.generation
+                kind, reason = FailureKind.SERVER_ERROR, f"health check failed: {error}"
+        # Neither gone nor started anew while it answered?
+        if self._watches.get(asked.id) is not watch or watch.instance.generation != asked.generation:
+            return kind is None
+        took_s = self._clock.monotonic() - begun
+        watch.history.append(CheckResult(self._clock.wall(), kind is None, took_s, reason))
+        if kind is not None:
+            self._failed(watch, kind, reason)
+            return False
+        self._well(watch, asked, now)
+        self._timed(watch, took_s)
+        return True
 
     def _well(self, watch: _Watch, asked: ResourceInstance, now: ResourceInstance) -> None:
-        if not self._current(watch, asked):
-            return
-        watch.failures, watch.up = 0, True
+        watch.failures = 0
+        watch.successes += 1
         # The hub may have published a newer record while the instance answered; that one is right.
         if watch.instance is asked and now != asked:
             watch.instance = now
             self._sink.put(now, State.READY)
-        self._sink.set_state(asked.id, State.READY, "")
+        if not watch.fell or watch.successes >= watch.hub.options.check_successes:
+            watch.up, watch.fell = True, False
+            self._sink.set_state(asked.id, State.READY, "")
 
-    def _failed(self, watch: _Watch, asked: ResourceInstance, kind: FailureKind, reason: str) -> None:
-        if not self._current(watch, asked):
-            return
+    def _failed(self, watch: _Watch, kind: FailureKind, reason: str) -> None:
         watch.failures += 1
+        watch.successes = 0
         if kind is FailureKind.UNAUTHORIZED:
-            self._sink.set_state(asked.id, State.MISCONFIGURED, reason)
-        elif kind is FailureKind.REFUSED or watch.failures >= _DOWN_AFTER or not watch.up:
-            watch.up = False
-            self._sink.set_state(asked.id, State.DOWN, reason)
+            watch.fell |= watch.up
+            self._sink.set_state(watch.instance.id, State.MISCONFIGURED, reason)
+        elif kind is FailureKind.REFUSED or watch.failures >= watch.hub.options.check_failures or not watch.up:
+            self._down(watch)
+            self._sink.set_state(watch.instance.id, State.DOWN, reason)
+
+    def _down(self, watch: _Watch) -> None:
+        watch.fell, watch.up, watch.successes = watch.fell or watch.up, False, 0
+
+    def _timed(self, watch: _Watch, took_s: float) -> None:
+        """A check has gone well, but how fast?"""
+        limit_s, before = watch.hub.options.check_slow_s, watch.slow
+        watch.slow = before + 1 if limit_s is not None and took_s > limit_s else 0
+        if watch.slow >= _SLOW_CHECKS:
+            self._sink.set_degraded(watch.instance.id, "latency", f"checks take longer than {limit_s:g} s")
+        elif before >= _SLOW_CHECKS:
+            self._sink.set_degraded(watch.instance.id, "latency", "")

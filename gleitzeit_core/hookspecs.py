@@ -82,6 +82,7 @@ class StrategyType:
         options: Import string of its options, a pydantic model.
         summary: One line for listings.
         page: When to use it, a few paragraphs for ``gleitzeit strategies show``.
+        filters: Whether it is a `Filter`: one that may stand before the last in a chain.
     """
 
     name: str
@@ -89,6 +90,7 @@ class StrategyType:
     options: str
     summary: str
     page: str = ""
+    filters: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,8 @@ An author writes a subclass with options and as many of these methods as the kin
     scale      see to it that as many as are wanted come             (hubs that create)
     recycle    make it ready again after a use, or say it is spent   (hubs whose instances keep traces of a use)
     retire     stop one of our own                                   (hubs that create)
+    add_instance   take one that a person names                      (hubs whose instances have an address)
+    reconfigure    go on with other options                          (every hub that can without a restart)
 
 What a hub knows it tells its sink: `publish`, `withdraw`, `supply_changed`. Scheduling, health, breakers and metrics
 come from there.
@@ -18,32 +20,36 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC
-from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from gleitzeit_core.errors import ClosedError
-from gleitzeit_core.health import HealthSink
+from gleitzeit_core.errors import ClosedError, InstanceFailure, InvalidRequest
+from gleitzeit_core.health import CheckOptions, HealthSink
 from gleitzeit_core.pool import State
+from gleitzeit_core.probes import ProbeOptions  # noqa: TC001 - pydantic needs it at run time
 from gleitzeit_core.routing import Offer, OfferKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from gleitzeit_core.requests import Outcome
     from gleitzeit_core.resources import Requirements, ResourceInstance
 
 logger = logging.getLogger(__name__)
 
+# So many that were removed by hand are remembered.
+_EXCLUDED_MAX = 1024
 
-class HubOptions(BaseModel):
+
+class HubOptions(CheckOptions):
     """Options every hub has. Times in seconds."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    check_interval_s: float = Field(default=10.0, gt=0, description="Between two health checks of an instance.")
-    check_timeout_s: float = Field(default=5.0, gt=0, description="A health check that takes longer has failed.")
     discover_interval_s: float = Field(default=30.0, gt=0, description="Between two searches for new instances.")
+    health_probe: ProbeOptions | None = Field(
+        default=None,
+        description="What says whether an instance is well: an http, tcp or command probe; null: its hub.",
+    )
 
 
 OptionsT = TypeVar("OptionsT", bound=HubOptions)
@@ -57,6 +63,15 @@ class HubSink(HealthSink, Protocol):
 
     def supply_changed(self) -> None:
         """What can be created has changed."""
+
+    def drain(self, instance_id: str, reason: str) -> None:
+        """Let an instance finish what it has; one of our own is retired then."""
+
+    def idle_s(self, instance_id: str) -> float | None:
+        """How long it has had no work, in seconds; 0.0 while it has some, None while it drains or is not known."""
+
+    async def check_now(self, instance_id: str) -> bool:
+        """Check it without waiting for its turn. Whether it is well."""
 
 
 class ResourceHub(ABC, Generic[OptionsT]):
@@ -72,12 +87,16 @@ class ResourceHub(ABC, Generic[OptionsT]):
     """Whether `recycle` must run after each use, before the slot is free again."""
     running = False
     """Whether it is started and not being removed: only then it is asked for more instances."""
+    problem = ""
+    """Why it cannot do all that it should, for people; empty when it can."""
 
     def __init__(self, options: OptionsT, *, name: str = "") -> None:
         self.options = options
         self.name = name or self.kind
         self._sink: HubSink | None = None
         self._known: dict[str, ResourceInstance] = {}
+        # Removed by hand: no search brings them back. A dictionary is an ordered set.
+        self._excluded: dict[str, None] = {}
         self._search: asyncio.Task[None] | None = None
         self._closing = False
 
@@ -105,6 +124,27 @@ class ResourceHub(ABC, Generic[OptionsT]):
             InstanceFailure: It is not well: ``REFUSED`` takes it out at once, others after two in a row.
         """
         return instance
+
+    async def add_instance(self, settings: Mapping[str, Any]) -> ResourceInstance:  # noqa: ARG002 - a default
+        """Take an instance that a person names, and publish it.
+
+        Args:
+            settings: As one of the ``instances`` of the hub's configuration.
+
+        Raises:
+            InvalidRequest: The settings are wrong, or hubs of this kind take no instances by hand.
+        """
+        raise InvalidRequest(f"hubs of kind {self.kind!r} take no instances by hand")
+
+    async def reconfigure(self, options: OptionsT) -> bool:
+        """Go on with other options. False, and nothing has changed, when that needs a restart of the hub.
+
+        What every hub has (intervals, checks, the probe) needs none. A hub that can do more overrides this.
+        """
+        if not self.differing(options) <= HubOptions.model_fields.keys():
+            return False
+        self.options = options
+        return True
 
     def offer(self, requirements: Requirements) -> Offer:  # noqa: ARG002 - a default for hubs that create nothing
         """Whether an instance that meets `requirements` could be created. Must return at once."""
@@ -158,6 +198,19 @@ class ResourceHub(ABC, Generic[OptionsT]):
         if self._known.pop(instance_id, None) is not None and self._sink is not None:
             self._sink.remove(instance_id, reason)
 
+    def differing(self, options: OptionsT) -> set[str]:
+        """The names of those options that differ from the present ones."""
+        return {name for name in type(options).model_fields if getattr(options, name) != getattr(self.options, name)}
+
+    def drain(self, instance_id: str, reason: str) -> None:
+        """Let an instance finish what it has; one of our own is retired then."""
+        if self._sink is not None:
+            self._sink.drain(instance_id, reason)
+
+    def idle_s(self, instance_id: str) -> float | None:
+        """How long an instance has had no work, in seconds; 0.0 while it has some, None while it drains."""
+        return None if self._sink is None else self._sink.idle_s(instance_id)
+
     def report_down(self, instance_id: str, reason: str) -> None:
         """An instance was seen to be down, without a check: its process ended, say."""
         if self._sink is not None:
@@ -175,6 +228,32 @@ class ResourceHub(ABC, Generic[OptionsT]):
         known = self._known.get(instance.id)
         if known is not None and known.generation <= instance.generation:
             self._known[instance.id] = instance
+
+    async def examine(self, instance: ResourceInstance) -> ResourceInstance:
+        """A health check: what `check` says, unless a probe is configured. Then that alone says whether it is well.
+
+        Raises:
+            InstanceFailure: It is not well.
+        """
+        probe = self.options.health_probe
+        if probe is None:
+            return await self.check(instance)
+        await probe.examine(instance)
+        try:
+            return await self.check(instance)
+        except InstanceFailure as failure:
+            logger.debug("hub %s: %s is well by its probe, but: %s", self.name, instance.endpoint, failure)
+            return instance
+
+    def exclude(self, instance_id: str) -> None:
+        """Let no search bring an instance back that a person has removed, until it is added by hand."""
+        self._excluded[instance_id] = None
+        if len(self._excluded) > _EXCLUDED_MAX:
+            del self._excluded[next(iter(self._excluded))]
+
+    def admit(self, instance_id: str) -> None:
+        """Forget that it was removed by hand."""
+        self._excluded.pop(instance_id, None)
 
     def disown(self, instance_id: str) -> None:
         """Forget what another hub has already."""
@@ -222,7 +301,7 @@ class ResourceHub(ABC, Generic[OptionsT]):
     async def search(self) -> None:
         """Look for instances now. New ones are down until their first check, unless nobody may check them."""
         for instance in await self.discover():
-            if instance.id not in self._known:
+            if instance.id not in self._known and instance.id not in self._excluded:
                 self.publish(instance, State.DOWN if instance.probe else State.READY)
 
     async def _keep_searching(self) -> None:

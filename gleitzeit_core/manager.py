@@ -3,47 +3,50 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import time
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Self
 
+from gleitzeit_core.assembly import hub_over, make_routes, open_hubs, open_provider
+from gleitzeit_core.batch import Batch
+from gleitzeit_core.clock import SystemClock
 from gleitzeit_core.config import check_configuration, find_configuration, read_configuration
 from gleitzeit_core.dispatch import Dispatcher
-from gleitzeit_core.errors import ClosedError, GleitzeitError, UnknownMethod
-from gleitzeit_core.hub_provider import HubProvider
+from gleitzeit_core.errors import ClosedError, InvalidRequest, UnknownMethod, UnknownName
+from gleitzeit_core.events import Events
+from gleitzeit_core.instance_log import InstanceLog
+from gleitzeit_core.needs import requirements_of
 from gleitzeit_core.plugins import PluginHost
-from gleitzeit_core.pool import State
-from gleitzeit_core.routing import Route
+from gleitzeit_core.reload import Reloader, prepare, reload
+from gleitzeit_core.routing import Share
+from gleitzeit_core.status import instance_status, queues_of, status_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterable, Callable, Collection, Iterable, Mapping
     from pathlib import Path
-    from random import Random
     from typing import Unpack
 
-    from pydantic import BaseModel
-
     from gleitzeit_core.clock import Clock
-    from gleitzeit_core.config import Configuration, RouteSection
-    from gleitzeit_core.hookspecs import HubType, InstanceChange
+    from gleitzeit_core.config import Configuration
+    from gleitzeit_core.events import EventStream
     from gleitzeit_core.hub import ResourceHub
+    from gleitzeit_core.leases import LeaseRequest
     from gleitzeit_core.persistence import HubPersistenceAdapter
     from gleitzeit_core.provider import Provider, RequestOptions
+    from gleitzeit_core.reload import Changes
+    from gleitzeit_core.reservations import Reservation
+    from gleitzeit_core.resources import Requirements, ResourceInstance
+    from gleitzeit_core.routing import Route
     from gleitzeit_core.runs import InstanceReport, OnInstance, Stream
-    from gleitzeit_core.strategies.base import Strategy
-
-logger = logging.getLogger(__name__)
-
-# Looked up once: it reads files, which must not stop a running loop.
-_VERSION = version("gleitzeit-core")
-# Changes of instances that wait to be written to the store; beyond this the oldest is dropped, as newer ones follow.
-_CHANGES_MAX = 10_000
 
 
 class ResourceManager:
     """Runs a configuration, checked already, with the plugins it was checked against.
+
+    Args:
+        config: What to run. The attribute of this name says what is in force: `reload` changes it.
+        host: The plugins.
+        clock: Time; None for the system's.
 
     For example::
 
@@ -51,13 +54,17 @@ class ResourceManager:
             answer = await manager.execute("llm/chat", {"model": "smollm2", "messages": [...]})
     """
 
-    def __init__(self, config: Configuration, host: PluginHost) -> None:
+    def __init__(self, config: Configuration, host: PluginHost, *, clock: Clock | None = None) -> None:
         self.config, self.host = config, host
+        self.reloaders: dict[str, Reloader] = {}
         self.providers: dict[str, Provider[Any]] = {}
         self.store: HubPersistenceAdapter | None = None
         self.started_at = time.time()
         self._dispatcher: Dispatcher | None = None
-        self._changes: asyncio.Queue[InstanceChange] = asyncio.Queue(_CHANGES_MAX)
+        self._clock = clock or SystemClock()
+        self._events = Events(host, self._clock.wall)
+        self._instance_log: InstanceLog | None = None
+        self._changing = asyncio.Lock()
 
     def __repr__(self) -> str:
         return f"<ResourceManager {', '.join(self.providers) or 'closed'}, {self._dispatcher!r}>"
@@ -82,13 +89,13 @@ class ResourceManager:
         """Start the store, the providers and the hubs; `GleitzeitError` if a hub that is configured cannot start."""
         if self._dispatcher is not None:
             raise ClosedError("this manager is started already")
-        # Plugins may import heavy SDKs, which must not stop a running loop.
-        routes = await asyncio.to_thread(lambda: [self._route(section) for section in self.config.routes])
-        self._dispatcher = Dispatcher(routes, observers=self.host)
+        routes = await make_routes(self.host, self.config.routes)
+        self._dispatcher = Dispatcher(routes, observers=self._events, clock=self._clock)
         try:
             await self._open_store()
-            await self._open_providers()
-            await self._open_hubs()
+            for name in self.config.providers:
+                self.providers[name] = await open_provider(self, name)
+            await open_hubs(self)
         except BaseException:
             await self.aclose()
             raise
@@ -106,81 +113,27 @@ class ResourceManager:
         try:
             await dispatcher.aclose(grace_s=grace_s)
         finally:
+            self._events.end()
             providers, self.providers = self.providers, {}
             await asyncio.gather(*(provider.close() for provider in providers.values()), return_exceptions=True)
+            await self._close_store()
+
+    async def _close_store(self) -> None:
+        """Once the last changes are written."""
+        try:
+            if self._instance_log is not None:
+                await self._instance_log.aclose()
+        finally:
             if self.store is not None:
                 await self.store.close()
-
-    def _route(self, section: RouteSection) -> Route:
-        strategy, options = self.host.load_target(section.strategy.type), section.strategy.options
-
-        def make(random: Random, clock: Clock) -> Strategy[Any]:
-            made: Strategy[Any] = strategy(options, random=random, clock=clock)
-            return made
-
-        return Route(
-            name=" ".join(section.methods),
-            methods=section.methods,
-            strategy=make,
-            hubs=None if section.hubs is None else frozenset(section.hubs),
-            max_queue=section.max_queue,
-            timeout_s=section.timeout_s,
-            max_tries=section.max_tries,
-        )
 
     async def _open_store(self) -> None:
         kind = await asyncio.to_thread(self.host.load_target, self.config.store.type)
         self.store = kind(self.config.store.options, clock=self.dispatcher.clock)
         await self.store.open()
-        self.dispatcher.shell.listen(self._note)
-        self.dispatcher.shell.spawn(self._write_changes())
-
-    async def _open_providers(self) -> None:
-        for name, section in self.config.providers.items():
-            kind = await asyncio.to_thread(self.host.load_target, section.type)
-            provider: Provider[Any] = kind(section.options)
-            provider.bind(self.dispatcher)
-            await provider.open()
-            self.providers[name] = provider
-
-    async def _open_hubs(self) -> None:
-        for provider in self.providers.values():
-            if isinstance(provider, HubProvider):
-                await self.add_hub(provider.make_hub())
-        if not self.config.explicit_hubs:
-            await self._open_what_is_there()
-            return
-        hubs = [await self._make_hub(s.type, s.options, s.name) for s in self.config.hubs.values()]
-        # When one fails, the others come to an end too before everything is closed.
-        results = await asyncio.gather(*(self.add_hub(hub) for hub in hubs), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-
-    async def _open_what_is_there(self) -> None:
-        """No hub is configured: try the kinds that need no configuration, fallbacks only when nothing is found."""
-        ranked = [hub for hub in self.host.hubs.values() if hub.auto_rank is not None]
-        for kind in sorted(ranked, key=lambda hub: hub.auto_rank or 0):
-            if kind.fallback and any(report.state == State.READY for report in self.instances()):
-                continue
-            try:
-                options = self.host.load_options(kind)()
-                await self.add_hub(await self._make_hub(kind, options, kind.name))
-            except Exception as error:  # noqa: BLE001 - nobody asked for it by name, so the others go on without it
-                logger.warning("hub type %s cannot be used: %s", kind.name, error)
-
-    async def _make_hub(self, kind: HubType, options: BaseModel, name: str) -> ResourceHub[Any]:
-        target = await asyncio.to_thread(self.host.load_target, kind)
-        hub: ResourceHub[Any] = target(options, name=name)
-        return hub
-
-    async def add_hub(self, hub: ResourceHub[Any]) -> None:
-        """Start a hub, and check its instances; `ValueError` if there is one of that name."""
-        await self.dispatcher.shell.add_hub(hub)
-
-    async def remove_hub(self, name: str, *, grace_s: float = 30.0) -> None:
-        """Let a hub's instances finish what they have, then stop it; `KeyError` if there is none of that name."""
-        await self.dispatcher.shell.remove_hub(name, grace_s=grace_s)
+        if self.store.instances is not None:
+            self._instance_log = InstanceLog(self.store.instances)
+            self.dispatcher.shell.listen(self._instance_log.note)
 
     @property
     def dispatcher(self) -> Dispatcher:
@@ -189,10 +142,13 @@ class ResourceManager:
             raise ClosedError("this manager is not started: use it in an 'async with' block")
         return self._dispatcher
 
+    # -- requests ----------------------------------------------------------------------------------------------
+
     def provider(self, method: str) -> Provider[Any]:
-        """The provider that has `method`; `UnknownMethod` if none has."""
+        """The provider that has `method`; `UnknownMethod` if none has, `ClosedError` if the manager is not started."""
         found = self.providers.get(method.partition("/")[0])
         if found is None:
+            self.dispatcher  # noqa: B018 - a manager that is closed says so
             raise UnknownMethod(method, [one.name for it in self.providers.values() for one in it.methods])
         return found
 
@@ -212,65 +168,232 @@ class ResourceManager:
         """Carry `method` out on every instance that can, and return an outcome for each."""
         return await self.provider(method).each(method, params, **options)
 
+    def batch_execute(
+        self,
+        method: str,
+        items: Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]],
+        *,
+        concurrency: int = 8,
+        key: Callable[[Mapping[str, Any]], str] | None = None,
+        journal: Path | None = None,
+        progress: Callable[[int, int, int | None], None] | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Batch:
+        """Carry `method` out with each of `items` as parameters. Nothing happens before it is iterated or awaited.
+
+        Args:
+            method: Such as ``llm/embed``.
+            items: Asked for one by one, as there is room.
+            concurrency: Requests on their way at once, from 1.
+            key: The name of an item in the journal; None for a digest of its parameters.
+            journal: A file to go on from: what it says is done is not done again. One batch at a time may use it.
+            progress: Called after each with how many there are, how many failed, how many there will be (or None).
+            options: Of each request.
+
+        Raises:
+            UnknownMethod: No provider has `method`.
+            InvalidRequest: `concurrency` is below 1.
+        """
+        provider = self.provider(method)
+        provider.method(method)
+
+        async def run(params: Mapping[str, Any]) -> Any:  # noqa: ANN401 - what a method answers is its own
+            return await provider.execute(method, params, **options)
+
+        return Batch(
+            run,
+            items,
+            method=method,
+            clock=self._clock,
+            concurrency=concurrency,
+            key=key,
+            journal=journal,
+            progress=progress,
+        )
+
+    # -- holds -------------------------------------------------------------------------------------------------
+
+    def allocate_resource(
+        self,
+        kind: str,
+        requirements: Requirements | Mapping[str, Any] | None = None,
+        *,
+        ttl_s: float = 60.0,
+        timeout_s: float = 30.0,
+        tenant: str = "",
+        priority: int = 0,
+    ) -> LeaseRequest:
+        """A lease of an instance, to be awaited or used in an ``async with`` block.
+
+        Args:
+            kind: A hub's kind or name.
+            requirements: Of the instance; as plain data, ``model``, ``capabilities``, ``tags`` and ``instances``.
+            ttl_s: How long it holds unless it is renewed, in seconds.
+            timeout_s: How long to wait for an instance, in seconds.
+            tenant: On whose behalf.
+            priority: Higher goes first.
+
+        Raises:
+            UnknownName: There is no such hub.
+            InvalidRequest: The requirements are wrong.
+        """
+        dispatcher = self.dispatcher
+        known = {name for hub in dispatcher.shell.hubs.values() for name in (hub.kind, hub.name)}
+        if kind not in known:
+            raise UnknownName("kind of resource", kind, known)
+        return dispatcher.lease(
+            requirements_of(kind, requirements),
+            ttl_s=ttl_s,
+            timeout_s=timeout_s,
+            tenant=tenant,
+            priority=priority,
+            store=None if self.store is None else self.store.leases,
+        )
+
+    def reserve(self, method_or_route: str, share: float, *, tenant: str = "", model: str = "") -> Reservation:
+        """Keep a part of a route's capacity, until it is released.
+
+        Args:
+            method_or_route: A method, for the route that serves it; or a route's name.
+            share: Of all slots that are up, above 0, at most 1.
+            tenant: For whom; empty for anybody.
+            model: For requests for this model; empty for any.
+
+        Raises:
+            UnknownMethod: There is neither such a route nor such a method.
+            InvalidRequest: `share` is out of bounds, kept for nobody, or more than what is left.
+        """
+        dispatcher = self.dispatcher
+        if not 0 < share <= 1 or not (tenant or model):
+            raise InvalidRequest("a share is above 0 and at most 1, for a tenant or a model", param="share")
+        name = method_or_route
+        if name not in {route.name for route in self.config.routes}:
+            name = dispatcher.route(self.provider(name).method(name).name).name
+        try:
+            return dispatcher.shell.admission.reserve(name, Share(share=share, tenant=tenant, model=model))
+        except ValueError as error:
+            raise InvalidRequest(str(error), param="share") from None
+
+    # -- hubs and instances ------------------------------------------------------------------------------------
+
+    async def add_hub(self, hub: ResourceHub[Any]) -> None:
+        """Start a hub, and check its instances; `ValueError` if there is one of that name."""
+        await self.dispatcher.shell.add_hub(hub)
+        self._events.emit("hub", {"name": hub.name, "kind": hub.kind, "change": "added"})
+
+    async def remove_hub(self, name: str, *, grace_s: float = 30.0) -> None:
+        """Let a hub's instances finish what they have, then stop it; `KeyError` if there is none of that name."""
+        hub = self.dispatcher.shell.hubs[name]
+        await self.dispatcher.shell.remove_hub(name, grace_s=grace_s)
+        self._events.emit("hub", {"name": name, "kind": hub.kind, "change": "removed"})
+
+    async def add_instance(self, settings: Mapping[str, Any], hub: str = "") -> ResourceInstance:
+        """Take an instance into the pool, and check it; it may be found down.
+
+        Args:
+            settings: As one of the ``instances`` of a hub. ``type`` is the hub's kind, ``ollama`` when not given.
+            hub: The name of the hub that gets it; empty for the only one of that kind, or a new one.
+
+        Raises:
+            UnknownName: There is no such hub, or no such type.
+            InvalidRequest: The settings are wrong, or several hubs could take it.
+        """
+        its, shell = dict(settings), self.dispatcher.shell
+        kind = str(its.pop("type", None) or "ollama")
+        if hub:
+            return await shell.add_instance(hub, its)
+        # Two at once must not make two hubs.
+        async with self._changing:
+            named = sorted(one.name for one in shell.hubs.values() if one.kind == kind)
+            if not named:
+                made = await hub_over(self.host, self.host.hub_type(kind), its, taken=shell.hubs)
+                await self.add_hub(made)
+                return made.instances[0]
+        if len(named) > 1:
+            raise InvalidRequest(f"several hubs are of type {kind!r}: name one of {', '.join(named)}", param="hub")
+        return await shell.add_instance(named[0], its)
+
+    def drain_instance(self, instance_id: str) -> None:
+        """Let an instance finish what it has, and give it nothing new; `UnknownName` if there is none of that id."""
+        self.dispatcher.shell.drain_instance(instance_id)
+
+    async def resume_instance(self, instance_id: str) -> None:
+        """Check an instance that drains or has drained, and use it again; raises what `Shell.resume_instance` does."""
+        await self.dispatcher.shell.resume_instance(instance_id)
+
+    async def remove_instance(self, instance_id: str, *, grace_s: float = 30.0) -> None:
+        """Let an instance finish what it has, for at most `grace_s`, and forget it; `UnknownName` if there is none."""
+        await self.dispatcher.shell.remove_instance(instance_id, grace_s)
+
+    # -- reload ------------------------------------------------------------------------------------------------
+
+    def on_reload(self, section: str, callback: Callable[[Any], str], *, fixed: Collection[str] = ()) -> None:
+        """Have `callback` called when a plugin's section of the configuration has changed.
+
+        Args:
+            section: Such as ``gateway``.
+            callback: Gets the options; returns, at once, a note for people, mostly empty. If it raises, they stay.
+            fixed: Options that need a restart; the callback gets them as they were.
+        """
+        self.reloaders[section] = Reloader(callback, frozenset(fixed))
+
+    async def reload(self, config: Configuration | None = None, *, dry_run: bool = False) -> Changes:
+        """Put another configuration in force; what runs and what waits goes on. One reload at a time.
+
+        Once begun it goes on to its end although its caller leaves.
+
+        Args:
+            config: Checked against the same plugins; None to read the same file again, under the same flags.
+            dry_run: Only say what would change.
+
+        Raises:
+            ConfigurationError: It is wrong, and nothing has changed.
+            PluginError: A plugin that it names is broken, and nothing has changed.
+        """
+        shell = self.dispatcher.shell
+        if config is None:
+            config = await asyncio.to_thread(lambda: check_configuration(self.config.raw.again(), self.host))
+        routes = await prepare(self, config)
+        working = shell.spawn(self._reload(config, routes, dry_run=dry_run))
+        await asyncio.wait({working})
+        if working.cancelled():
+            raise ClosedError("this manager was closed meanwhile")
+        return working.result()
+
+    async def _reload(self, config: Configuration, routes: list[Route], *, dry_run: bool) -> Changes:
+        async with self._changing:
+            changes = await reload(self, config, routes, dry_run=dry_run)
+        if not dry_run:
+            self._events.emit("reload", changes.as_dict())
+        return changes
+
+    # -- what there is -----------------------------------------------------------------------------------------
+
+    def events(self, *, requests: bool = False) -> EventStream:
+        """What happens from now on, until the manager is closed; see `Event`.
+
+        Args:
+            requests: Finished requests, too.
+        """
+        self.dispatcher  # noqa: B018 - a manager that is not started has no events
+        return self._events.listen(requests=requests)
+
     def instances(self) -> tuple[InstanceReport, ...]:
         """All instances and how they are."""
         return self.dispatcher.reports()
 
+    def instance(self, instance_id: str) -> dict[str, Any]:
+        """One instance and how it is and was, as plain data; `UnknownName` if there is none of that id."""
+        return instance_status(self, instance_id)
+
+    def queues(self) -> list[dict[str, Any]]:
+        """The queues in which somebody waits, as plain data."""
+        return queues_of(self)
+
     def status(self) -> dict[str, Any]:
         """What there is and how it is, as plain data, for people and for programs."""
-        machine = self.dispatcher.shell.admission
-        totals = self.dispatcher.metrics.sum()
-        return {
-            "version": _VERSION,
-            "configuration": str(self.config.source) if self.config.source else None,
-            "uptime_s": round(time.time() - self.started_at, 3),
-            "requests": {"active": self.dispatcher.active, "waiting": machine.waiting, **totals.results},
-            "hubs": [
-                {"name": hub.name, "kind": hub.kind, "instances": len(hub.instances)}
-                for hub in self.dispatcher.shell.hubs.values()
-            ],
-            "instances": [self._instance_status(report) for report in self.instances()],
-            "routes": [
-                {"methods": list(r.methods), "strategy": r.strategy.type.name, "max_queue": r.max_queue}
-                for r in self.config.routes
-            ],
-            "methods": [
-                {"name": m.name, "summary": m.summary, "streams": m.streams, "replayable": m.replayable}
-                for provider in self.providers.values()
-                for m in provider.methods
-            ],
-        }
+        return status_of(self)
 
-    def _instance_status(self, report: InstanceReport) -> dict[str, Any]:
-        instance, series = report.instance, self.dispatcher.metrics.sum(instance_id=report.instance.id)
-        return {
-            **{name: getattr(instance, name) for name in ("id", "hub", "kind", "endpoint")},
-            "state": str(report.state),
-            "reason": report.reason,
-            "ownership": instance.ownership.value,
-            "in_flight": report.in_flight,
-            **{name: getattr(instance, name) for name in ("max_concurrent", "weight")},
-            **{name: sorted(getattr(instance, name)) for name in ("tags", "capabilities", "warm")},
-            "served": sum(series.results.values()),
-            "success_rate": round(series.success_rate, 4),
-            **{f"p{share}_s": round(series.total_s.percentile(share), 6) for share in (50, 95, 99)},
-        }
-
-    def _note(self, change: InstanceChange) -> None:
-        if self._changes.full():
-            self._changes.get_nowait()
-        self._changes.put_nowait(change)
-
-    async def _write_changes(self) -> None:
-        """Writes behind: a store that is slow or down never holds up a request."""
-        while self.store is not None and self.store.instances is not None:
-            change = await self._changes.get()
-            try:
-                if (after := change.after) is not None:
-                    record = {name: getattr(after, name) for name in ("hub", "kind", "endpoint", "generation")}
-                    record |= {"ownership": after.ownership.value, "capabilities": sorted(after.capabilities)}
-                    await self.store.instances.put(after.id, record | {"state": change.state})
-                elif change.before is not None:
-                    await self.store.instances.remove(change.before.id)
-            except (GleitzeitError, OSError) as error:
-                logger.warning("store: an instance was not written: %s", error)
+    def metrics_report(self, *, recent: bool = True) -> dict[str, Any]:
+        """The numbers, in sum and by instance, model, route and method; of the last minutes, or of all time."""
+        return self.dispatcher.metrics.report(recent=recent)

@@ -1,28 +1,38 @@
-"""What happened, in numbers: mergeable histograms and counters for each instance and method.
+"""What happened, in numbers: mergeable histograms and counters for each method, instance, route and model.
 
 A histogram has buckets 2 % wide (each boundary is 1.02 times the one before), so that any percentile is within 1 % of
 the truth, two histograms merge by addition, and an idle one takes no memory. After the log-linear histograms of
 G. Tene (HdrHistogram) and DDSketch (Masson et al., VLDB 2019).
+
+What is counted goes into the window of the present minute. The last `WINDOWS` of them are what is recent; one that gets
+older is added to the past. So nothing is ever counted twice or forgotten, and counting touches one window.
 """
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from typing import TYPE_CHECKING, Final
+from bisect import bisect_left, bisect_right
+from collections import Counter, defaultdict, deque
+from itertools import accumulate
+from math import ceil, floor, log
+from operator import attrgetter, itemgetter
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar
 
+from gleitzeit_core.clock import SystemClock
 from gleitzeit_core.errors import FailureKind
 from gleitzeit_core.requests import Result
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
+    from gleitzeit_core.clock import Clock
     from gleitzeit_core.requests import Outcome
 
+WINDOW_S: Final = 60.0
+WINDOWS: Final = 5
 GROWTH: Final = 1.02
-_INVERSE_LOG: Final = 1 / math.log(GROWTH)
+_INVERSE_LOG: Final = 1 / log(GROWTH)
 _SMALLEST: Final = 1e-9
-_LOWEST: Final = math.ceil(math.log(_SMALLEST) * _INVERSE_LOG)
+_LOWEST: Final = ceil(log(_SMALLEST) * _INVERSE_LOG)
 # Neither the caller's own mistakes, nor an instance that is busy, count against anybody.
 _NEUTRAL: Final = frozenset((Result.CANCELLED.value, FailureKind.REJECTED.value, FailureKind.BUSY.value))
 
@@ -43,7 +53,7 @@ class Histogram:
 
     def record(self, value: float) -> None:
         """Count `value`; what is below a nanosecond (or negative, from a clock's rounding) counts as that."""
-        bucket = math.ceil(math.log(value) * _INVERSE_LOG) if value > _SMALLEST else _LOWEST
+        bucket = ceil(log(value) * _INVERSE_LOG) if value > _SMALLEST else _LOWEST
         self.buckets[bucket] = self.buckets.get(bucket, 0) + 1
         self.count += 1
         self.total += value
@@ -61,31 +71,44 @@ class Histogram:
         Args:
             percent: From 0 to 100.
         """
-        rank = max(1, math.ceil(self.count * percent / 100))
-        seen = 0
-        for bucket in sorted(self.buckets):
-            seen += self.buckets[bucket]
-            if seen >= rank:
-                # The middle of the bucket, for an error of at most half its width.
-                return math.pow(GROWTH, bucket - 0.5)
-        return 0.0
+        return self.percentiles(percent)[0]
 
-    def at_most(self, bound: float) -> int:
-        """How many values are at most `bound`, give or take a bucket; for cumulative exports."""
-        limit = math.floor(math.log(max(bound, _SMALLEST)) * _INVERSE_LOG)
-        return sum(count for bucket, count in self.buckets.items() if bucket <= limit)
+    def percentiles(self, *percents: float) -> tuple[float, ...]:
+        """Several of them at once."""
+        buckets, seen = self._cumulated()
+        places = (bisect_left(seen, max(1, ceil(self.count * percent / 100))) for percent in percents)
+        # The middle of the bucket, for an error of at most half its width.
+        return tuple(pow(GROWTH, buckets[place - 1] - 0.5) if buckets else 0.0 for place in places)
+
+    def at_most(self, *bounds: float) -> tuple[int, ...]:
+        """How many values are at most each of `bounds`, give or take a bucket; for cumulative exports."""
+        buckets, seen = self._cumulated()
+        limits = (floor(log(max(bound, _SMALLEST)) * _INVERSE_LOG) for bound in bounds)
+        return tuple(seen[bisect_right(buckets, limit)] for limit in limits)
+
+    def _cumulated(self) -> tuple[list[int], list[int]]:
+        """The buckets in order, and how many values are in the first 0, 1, 2, ... of them."""
+        buckets = sorted(self.buckets)
+        return buckets, list(accumulate((self.buckets[bucket] for bucket in buckets), initial=0))
+
+    def as_dict(self) -> dict[str, float]:
+        """How many values, and their percentiles; these are 0.0 when there are none."""
+        p50, p95, p99 = (round(value, 6) for value in self.percentiles(50, 95, 99))
+        return {"count": self.count, "p50": p50, "p95": p95, "p99": p99}
 
 
 class Series:
-    """The numbers of one method on one instance."""
+    """The numbers of some tries."""
 
-    __slots__ = ("first_output_s", "results", "total_s", "wait_s")
+    _HISTOGRAMS: Final = ("wait_s", "first_output_s", "per_token_s", "total_s")
+    _SUMS: Final = ("input_tokens", "output_tokens", "bytes_in", "bytes_out")
+    __slots__ = ("results", *_HISTOGRAMS, *_SUMS)
 
     def __init__(self) -> None:
         self.results: Counter[str] = Counter()
-        self.wait_s = Histogram()
-        self.first_output_s = Histogram()
-        self.total_s = Histogram()
+        self.wait_s, self.first_output_s = Histogram(), Histogram()
+        self.per_token_s, self.total_s = Histogram(), Histogram()
+        self.input_tokens = self.output_tokens = self.bytes_in = self.bytes_out = 0
 
     def record(self, outcome: Outcome) -> None:
         """Count one try."""
@@ -94,13 +117,22 @@ class Series:
         self.total_s.record(outcome.total_s)
         if outcome.first_output_s is not None:
             self.first_output_s.record(outcome.first_output_s)
+        self.bytes_in += outcome.bytes_in
+        self.bytes_out += outcome.bytes_out
+        if outcome.usage is not None:
+            self.input_tokens += outcome.usage.input_tokens
+            self.output_tokens += outcome.usage.output_tokens
+            if (per_token_s := outcome.per_token_s) is not None:
+                self.per_token_s.record(per_token_s)
 
     def merge(self, other: Series) -> None:
         """Add all of `other`."""
-        self.results.update(other.results)
-        self.wait_s.merge(other.wait_s)
-        self.first_output_s.merge(other.first_output_s)
-        self.total_s.merge(other.total_s)
+        for result, count in other.results.items():
+            self.results[result] += count
+        for name in self._HISTOGRAMS:
+            getattr(self, name).merge(getattr(other, name))
+        for name in self._SUMS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
     @property
     def success_rate(self) -> float:
@@ -108,40 +140,203 @@ class Series:
         counted = sum(n for result, n in self.results.items() if result not in _NEUTRAL)
         return self.results[Result.OK.value] / counted if counted else 1.0
 
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as plain data: counts, sums, and percentiles of each histogram."""
+        return {
+            "count": self.total_s.count,
+            "success_rate": round(self.success_rate, 4),
+            "results": dict(self.results),
+            **{name: getattr(self, name).as_dict() for name in self._HISTOGRAMS},
+            **{name: getattr(self, name) for name in self._SUMS},
+        }
+
+
+_Rows: TypeAlias = defaultdict[tuple[str, str, str], Series]
+
+
+class Labels(NamedTuple):
+    """What a series is about; an empty text where a try had no such thing."""
+
+    method: str
+    instance: str
+    route: str
+    model: str
+
+
+_Key = TypeVar("_Key", str, Labels)
+
+
+class _Window:
+    """What was counted in some time: the series of each instance, by (method, route, model)."""
+
+    __slots__ = ("first_output_s", "instances")
+
+    def __init__(self) -> None:
+        self.instances: defaultdict[str, _Rows] = defaultdict(lambda: defaultdict(Series))
+        # Over all instances, by (route, model), for those that somebody watches.
+        self.first_output_s: defaultdict[tuple[str, str], Histogram] = defaultdict(Histogram)
+
+    def add(self, instance_id: str, rows: _Rows) -> None:
+        """Add `rows`, which are nobody else's any more, to those of an instance."""
+        mine = self.instances.setdefault(instance_id, rows)
+        if mine is not rows:
+            for key, series in rows.items():
+                mine[key].merge(series)
+
 
 class ResourceMetrics:
-    """All series of a process. Counters of an instance that is gone stay in the sums, under the name ``(gone)``."""
+    """All series of a process. Counters of an instance that is gone stay in the sums, under the name ``(gone)``.
+
+    Args:
+        clock: Tells what is recent.
+    """
 
     GONE: Final = "(gone)"
 
-    def __init__(self) -> None:
-        self._series: dict[tuple[str, str], Series] = {}
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or SystemClock()
+        self._past = _Window()
+        self._ring = deque(_Window() for _ in range(WINDOWS))
+        self._turn_at = self._clock.monotonic() + WINDOW_S
+        self._watched: set[tuple[str, str]] = set()
+        self._percentiles: dict[tuple[str, str, float, int], tuple[float, float | None]] = {}
 
     def __repr__(self) -> str:
         """Counts."""
-        return f"<ResourceMetrics {len(self._series)} series, {self.sum().total_s.count} tries>"
+        return f"<ResourceMetrics {sum(1 for _ in self)} series, {self.sum().total_s.count} tries>"
 
-    def record(self, method: str, instance_id: str, outcome: Outcome) -> None:
+    def record(self, method: str, instance_id: str, outcome: Outcome, *, route: str = "", model: str = "") -> None:
         """Count one try of `method` on `instance_id`."""
-        series = self._series.get((method, instance_id))
-        if series is None:
-            series = self._series[method, instance_id] = Series()
-        series.record(outcome)
+        if self._clock.monotonic() >= self._turn_at:
+            self._turn()
+        window = self._ring[-1]
+        window.instances[instance_id][method, route, model].record(outcome)
+        if self._watched and (route, model) in self._watched and outcome.first_output_s is not None:
+            window.first_output_s[route, model].record(outcome.first_output_s)
 
     def forget(self, instance_id: str) -> None:
         """An instance is gone: fold its numbers into those of all that are gone, so that labels stay bounded."""
-        for method, name in [key for key in self._series if key[1] == instance_id]:
-            self._series.setdefault((method, self.GONE), Series()).merge(self._series.pop((method, name)))
+        for window in (self._past, *self._ring):
+            rows = window.instances.pop(instance_id, None)
+            if rows is not None:
+                window.add(self.GONE, rows)
 
-    def sum(self, *, method: str | None = None, instance_id: str | None = None) -> Series:
-        """The numbers of one method, one instance, both or (None) all together."""
+    def sum(
+        self,
+        *,
+        method: str | None = None,
+        instance_id: str | None = None,
+        model: str | None = None,
+        route: str | None = None,
+        recent: bool = False,
+    ) -> Series:
+        """The numbers of all tries, or (not None) of those with all of these labels.
+
+        Args:
+            method: Only of this method.
+            instance_id: Only on this instance.
+            model: Only for this model; empty for those that ask for none.
+            route: Only by this route.
+            recent: Only of the last four to five minutes.
+        """
+        wanted = (method, instance_id, route, model)
         result = Series()
-        for (a_method, an_instance), series in self._series.items():
-            if method in (None, a_method) and instance_id in (None, an_instance):
+        for labels, series in self._rows(recent=recent):
+            if all(only in (None, label) for only, label in zip(wanted, labels, strict=True)):
                 result.merge(series)
         return result
 
-    def __iter__(self) -> Iterator[tuple[str, str, Series]]:
-        """(method, instance id, series), in order of name."""
-        for (method, instance_id), series in sorted(self._series.items(), key=lambda item: item[0]):
-            yield method, instance_id, series
+    def by(self, label: str, *, recent: bool = False) -> dict[str, Series]:
+        """The numbers for each value of `label`, in order.
+
+        Args:
+            label: ``method``, ``instance``, ``route`` or ``model``.
+            recent: Only of the last four to five minutes.
+
+        Raises:
+            ValueError: There is no such label.
+        """
+        if label not in Labels._fields:
+            raise ValueError(f"no label {label!r}; there are {', '.join(Labels._fields)}")
+        return _grouped(self._rows(recent=recent), attrgetter(label))
+
+    def report(self, *, recent: bool = True) -> dict[str, Any]:
+        """Everything as plain data: in sum, and for each instance, model, route and method.
+
+        Args:
+            recent: Of the last four to five minutes; False: since the process began.
+        """
+        rows = _grouped(self._rows(recent=recent), Labels._make).items()
+        everything = _grouped(rows, lambda _: "").get("", Series())
+        parts = {
+            f"{label}s": {name: one.as_dict() for name, one in _grouped(rows, attrgetter(label)).items() if name}
+            for label in ("instance", "model", "route", "method")
+        }
+        return {"window_s": WINDOW_S * WINDOWS if recent else None, "sum": everything.as_dict(), **parts}
+
+    def percentile_of_first_output(self, route: str, model: str, percentile: float, min_samples: int) -> float | None:
+        """The recent first outputs' percentile, at most about a second old; None when there are too few of them.
+
+        Args:
+            route: By this route, over all its instances.
+            model: For this model; empty for those that ask for none.
+            percentile: From 0 to 100.
+            min_samples: With fewer first outputs nothing can be said.
+        """
+        self._turn()
+        key, now = (route, model, percentile, min_samples), self._clock.monotonic()
+        good_until, value = self._percentiles.get(key, (now, None))
+        if good_until <= now:
+            self._watch(route, model)
+            merged = Histogram()
+            for window in self._ring:
+                merged.merge(window.first_output_s.get((route, model), _NOTHING))
+            value = merged.percentile(percentile) if merged.count >= max(1, min_samples) else None
+            self._percentiles[key] = now + 1.0, value
+        return value
+
+    def __iter__(self) -> Iterator[tuple[Labels, Series]]:
+        """All series since the process began, in order of their labels."""
+        return iter(_grouped(self._rows(recent=False), Labels._make).items())
+
+    def _watch(self, route: str, model: str) -> None:
+        """Keep the first outputs of a route and a model together from now on; what is recent is added up once."""
+        if (route, model) not in self._watched:
+            self._watched.add((route, model))
+            for window in self._ring:
+                for rows in window.instances.values():
+                    for (_, *of), series in rows.items():
+                        if of == [route, model]:
+                            window.first_output_s[route, model].merge(series.first_output_s)
+
+    def _rows(self, *, recent: bool) -> Iterator[tuple[Labels, Series]]:
+        self._turn()
+        for window in self._ring if recent else (self._past, *self._ring):
+            for instance_id, rows in window.instances.items():
+                for (method, route, model), series in rows.items():
+                    yield Labels(method, instance_id, route, model), series
+
+    def _turn(self) -> None:
+        """Begin a new window for each minute that has passed, and let the oldest ones go to the past."""
+        late_s = self._clock.monotonic() - self._turn_at
+        if late_s < 0:
+            return
+        turns = int(late_s // WINDOW_S) + 1
+        self._turn_at += turns * WINDOW_S
+        # Whom nobody asks for any more is not kept either.
+        self._percentiles.clear()
+        for _ in range(min(turns, WINDOWS)):
+            for instance_id, rows in self._ring.popleft().instances.items():
+                self._past.add(instance_id, rows)
+            self._ring.append(_Window())
+
+
+def _grouped(rows: Iterable[tuple[Labels, Series]], key: Callable[[Labels], _Key]) -> dict[_Key, Series]:
+    """The sums of those with the same key, in order."""
+    found: defaultdict[_Key, Series] = defaultdict(Series)
+    for labels, series in rows:
+        found[key(labels)].merge(series)
+    return dict(sorted(found.items(), key=itemgetter(0)))
+
+
+_NOTHING: Final = Histogram()

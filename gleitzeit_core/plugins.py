@@ -33,6 +33,10 @@ __all__ = ["CORE_SECTIONS", "WELL_KNOWN", "PluginHost", "PluginRecord", "Status"
 
 # No index has these yet, so each is installed from a checkout, together with the plugin it needs.
 _LLM = "plugins/gleitzeit-llm"
+_STRATEGIES = (
+    *("adaptive", "consistent_hash", "ewma", "locality", "model_affinity", "power_of_two", "priority", "tagged"),
+    "weighted",
+)
 WELL_KNOWN: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("hub type", "ollama"): ("plugins/gleitzeit-ollama", _LLM),
     ("hub type", "openai"): ("contrib/gleitzeit-openai", _LLM),
@@ -40,6 +44,7 @@ WELL_KNOWN: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("provider", "llm"): (_LLM,),
     ("section", "gateway"): ("plugins/gleitzeit-gateway", _LLM),
     ("command", "serve"): ("plugins/gleitzeit-gateway", _LLM),
+    **{("strategy", name): ("plugins/gleitzeit-strategies",) for name in _STRATEGIES},
 }
 """Folders in this repository, by (kind, name): the plugin that has it, then what that needs."""
 

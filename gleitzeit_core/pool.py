@@ -6,7 +6,7 @@ out the slots; nobody else does.
     STARTING ──created──> READY <──probe ok── DOWN
                           │  └──refused, probe failed──^
                           ├──401, 403──> MISCONFIGURED ──probe ok──> READY
-                          └──drain──> DRAINING ──last slot freed──> gone
+                          └──drain──> DRAINING ──last slot freed──> gone, or drained: ──resume──> DOWN
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ __all__ = ["Pool", "Record", "Slot", "Snapshot", "State"]
 _BACK_OFF_S = 1.0
 _BACK_OFF_MAX_S = 60.0
 _JOURNAL_MAX = 4096
+# Degraded from this part of recent tries failed, and so many tries, until less than the second part fail.
+_DEGRADED_FROM, _DEGRADED_BELOW, _DEGRADED_MIN = 0.1, 0.05, 20
 
 
 class Pool:
@@ -83,7 +85,7 @@ class Pool:
             if record is not None:
                 self.remove(record)
             breaker = CircuitBreaker(self._policy, clock=self._clock, random=self._random)
-            record = self.records[instance.id] = Record(instance, state, breaker)
+            record = self.records[instance.id] = Record(instance, state, breaker, self._clock.monotonic())
         elif record.instance.generation > instance.generation:
             return record
         else:
@@ -115,6 +117,21 @@ class Pool:
         record.state = state
         self._touch(record)
 
+    def resume(self, record: Record) -> None:
+        """Take a draining instance back: down until its next check, or ready when nobody may check it."""
+        record.state = State.DOWN if record.instance.probe else State.READY
+        record.reason = "" if record.state is State.READY else "resumed; not checked yet"
+        self._touch(record)
+
+    def set_degraded(self, record: Record, source: str, reason: str) -> None:
+        """`source` says why an instance counts only half; with an empty reason, that it no longer does."""
+        if reason != record.degraded.get(source, ""):
+            record.degraded.pop(source, None)
+            if reason:
+                record.degraded[source] = reason
+            self._recount(record)
+            self._arm(record)
+
     def snapshot(self, hubs: frozenset[str] | None, requirements: Requirements) -> Snapshot:
         """The instances of `hubs` (None for all) that meet `requirements`, as they are now."""
         records = [
@@ -133,6 +150,12 @@ class Pool:
             self._arm(record)
         return Slot(record, record.instance, token, self._clock.monotonic())
 
+    def use(self, record: Record) -> Slot:
+        """Begin work under a slot that is taken already, as a lease's is: it counts, and has nothing to free."""
+        slot = self.take(record)
+        self.free(slot)
+        return slot
+
     def progress(self, slot: Slot) -> None:
         """First output: that is what success means."""
         if slot.progressed:
@@ -142,12 +165,15 @@ class Pool:
         if record.breaker.success(slot.token):
             record.allowance = record.in_flight + 1
             self._touch(record)
-        elif record.allowance is not None:
+        elif record.allowance is not None or record.limit is not None:
             record.succeeded()
             self._recount(record)
+        if record.degraded:
+            self._weigh(record)
 
     def judge(self, slot: Slot, outcome: Outcome) -> None:
         """Let an outcome count for or against its instance, before the slot is freed."""
+        slot.record.idle_since = max(slot.record.idle_since, slot.taken_at + outcome.total_s)
         if outcome.result is Result.OK:
             self.progress(slot)
         elif outcome.result is Result.FAILED and outcome.kind is not None:
@@ -161,9 +187,12 @@ class Pool:
         # Once it is out for this reason, the others that were on their way to it say nothing new.
         if kind in (FailureKind.BUSY, FailureKind.REJECTED) or (out and record.state is not State.READY):
             record.breaker.neutral(slot.token)
-        elif record.breaker.failure(slot.token):
-            self._touch(record)
+        else:
+            if record.breaker.failure(slot.token):
+                self._touch(record)
+            self._weigh(record)
         if kind is FailureKind.BUSY:
+            record.too_much()
             self._leave_alone(record, _BACK_OFF_S if retry_after_s is None else min(retry_after_s, _BACK_OFF_MAX_S))
         elif kind is FailureKind.UNAUTHORIZED:
             self.set_state(record, State.MISCONFIGURED, "refuses our credentials")
@@ -172,6 +201,15 @@ class Pool:
         if out and not record.instance.probe:
             # Nobody may ask how it is, so the next request after a while does.
             self._leave_alone(record, self._policy.open_s)
+
+    def _weigh(self, record: Record) -> None:
+        """Degraded while many of its recent tries fail, but too few for its breaker."""
+        calls, failures = record.breaker.recent()
+        rate = failures / calls if calls else 0.0
+        if rate < _DEGRADED_BELOW:
+            self.set_degraded(record, "errors", "")
+        elif rate >= _DEGRADED_FROM and calls >= _DEGRADED_MIN and "errors" not in record.degraded:
+            self.set_degraded(record, "errors", f"{failures} of the last {calls} tries failed")
 
     def _leave_alone(self, record: Record, seconds: float) -> None:
         record.busy_until = max(record.busy_until, self._clock.monotonic() + seconds)
@@ -201,7 +239,11 @@ class Pool:
 
     def _arm(self, record: Record) -> None:
         """Keep one timer for a record, at the first moment when time alone changes something."""
-        moments = (record.breaker.next_change(), record.busy_until) if self.holds(record) else ()
+        moments: list[float | None] = []
+        if self.holds(record):
+            moments = [record.breaker.next_change(), record.busy_until]
+            if "errors" in record.degraded:
+                moments.append(record.breaker.forgets_at)
         when = min((moment for moment in moments if moment), default=None)
         if record.timer is not None:
             if record.timer[0] == when:
@@ -217,6 +259,8 @@ class Pool:
                 self.set_state(record, State.READY, "")
         if record.breaker.tick():
             self._touch(record)
+        if record.degraded:
+            self._weigh(record)
         # A loop's timer may come a little early; then nothing has changed, and it is set again.
         self._recount(record)
         self._arm(record)

@@ -13,6 +13,7 @@ Three ways to hold one, all first-class:
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypedDict, TypeVar, cast
@@ -160,18 +161,21 @@ class Provider(ABC, Generic[OptionsT]):
         """
         fields = cast("dict[str, Any]", options)
         tags, instances = fields.pop("tags", ()), fields.pop("instances", ())
-        timeout_s, cost = fields.pop("timeout_s", None), fields.get("cost", 1.0)
+        timeout_s, cost = fields.pop("timeout_s", None), fields.pop("cost", None)
         if timeout_s is not None:
             fields["deadline"] = self._wall() + _positive("timeout_s", timeout_s)
-        _positive("cost", cost)
         request = Request(method=method, params=self._checked(self.method(method), params or {}), **fields)
         # Nobody else has seen it yet; a changed copy would take as long as all the rest.
         object.__setattr__(request, "requirements", self._needs(request, tags, instances))
+        cost = self.cost(request) if cost is None else cost
+        if cost != 1.0:
+            object.__setattr__(request, "cost", _finite("cost", cost))
         return request
 
     def complete(self, request: Request, *, tags: Iterable[str] = (), instances: Iterable[str] = ()) -> Request:
-        """`request` with its requirements filled in."""
-        return request.changed(requirements=self._needs(request, tags, instances))
+        """`request` with its requirements filled in, and its cost where it says nothing else than the default."""
+        needs, cost = self._needs(request, tags, instances), request.cost
+        return request.changed(requirements=needs, cost=_finite("cost", self.cost(request) if cost == 1.0 else cost))
 
     def _needs(self, request: Request, tags: Iterable[str], instances: Iterable[str]) -> Requirements:
         needs = self.requirements(request)
@@ -296,3 +300,9 @@ def _positive(name: str, value: float) -> float:
     if not value > 0:
         raise InvalidRequest(f"{name} must be above 0, not {value!r}", param=name)
     return value
+
+
+def _finite(name: str, value: float) -> float:
+    if value == math.inf:
+        raise InvalidRequest(f"{name} must be a finite number, not {value!r}", param=name)
+    return _positive(name, value)

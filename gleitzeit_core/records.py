@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from gleitzeit_core.breaker import BreakerState
+from gleitzeit_core.resources import Ownership
 from gleitzeit_core.strategies.base import View
 
 if TYPE_CHECKING:
@@ -31,18 +32,31 @@ class State(StrEnum):
     """Finishes what it has and takes nothing new."""
 
 
+# Conditions that are no states: what `Record.condition` says besides.
+EJECTED = "ejected"
+DEGRADED = "degraded"
+DRAINED = "drained"
+
+
 class Record:
     """The pool's own record of an instance; strategies see it as a `Candidate`."""
 
     __slots__ = (
-        *("allowance", "announced", "breaker", "busy_until", "in_flight", "instance", "load", "reason", "room"),
-        *("state", "timer"),
+        *("allowance", "announced", "breaker", "busy_until", "degraded", "idle_since", "in_flight", "instance"),
+        *("limit", "load", "reason", "room", "state", "timer", "_at_limit"),
     )
 
-    def __init__(self, instance: ResourceInstance, state: State, breaker: CircuitBreaker) -> None:
+    def __init__(self, instance: ResourceInstance, state: State, breaker: CircuitBreaker, now: float = 0.0) -> None:
         self.instance, self.state, self.breaker = instance, state, breaker
         self.reason = ""
         self.in_flight = 0
+        # When its last work ended, or it came, on the monotonic clock.
+        self.idle_since = now
+        # Why it is worth less than it could be, by who says so; such a one counts half.
+        self.degraded: dict[str, str] = {}
+        # Work it may have at once, learned from its busy answers; None for what its instance says.
+        self.limit: int | None = None
+        self._at_limit = 0
         self.load = 0.0
         self.room = 0
         # It asked to be left alone until then, on the monotonic clock; 0.0 for never.
@@ -55,32 +69,75 @@ class Record:
 
     def __repr__(self) -> str:
         """Id, state and counts."""
-        limit = self.instance.max_concurrent
-        return f"<Record {self.instance.id} {self.condition}, {self.in_flight}/{limit} in flight, {self.breaker!r}>"
+        took = f"{self.in_flight}/{self.capacity} in flight"
+        return f"<Record {self.instance.id} {self.condition}, {took}, {self.breaker!r}>"
 
     @property
     def condition(self) -> str:
-        """The state, for people: ``ejected`` while a breaker keeps out what is otherwise ready."""
-        return "ejected" if self.state is State.READY and self.breaker.state is BreakerState.OPEN else self.state
+        """The state, for people.
+
+        What is ready may be ``ejected`` by its breaker or ``degraded``. An external instance that has drained is
+        ``drained``: it stays known and gets nothing, until somebody resumes it.
+        """
+        if self.state is State.READY:
+            ejected = self.breaker.state is BreakerState.OPEN
+            return EJECTED if ejected else DEGRADED if self.degraded else self.state
+        external = self.instance.ownership is Ownership.EXTERNAL
+        drained = self.state is State.DRAINING and external and not self.in_flight
+        return DRAINED if drained else self.state
+
+    @property
+    def serving(self) -> bool:
+        """Whether it is given work as a matter of course: its condition is ``ready`` or ``degraded``."""
+        return self.state is State.READY and self.breaker.state is not BreakerState.OPEN
+
+    @property
+    def why(self) -> str:
+        """The reason for its condition, for a person; empty when there is nothing to say."""
+        return self.reason or ("; ".join(self.degraded.values()) if self.condition == DEGRADED else "")
+
+    @property
+    def capacity(self) -> int:
+        """Requests it works on at once: its learned `limit`, or what its instance says."""
+        return self.instance.max_concurrent if self.limit is None else self.limit
 
     def recount(self) -> None:
         """Work out `load` and `room` anew; after every change of anything they depend on."""
         self.load = self.in_flight / self.instance.weight
+        if self.degraded:
+            self.load *= 2
         if self.state is not State.READY or self.busy_until:
             self.room = 0
             return
         limit = self.instance.max_concurrent
+        if self.limit is not None:
+            if self.limit < limit:
+                limit = self.limit
+            else:
+                self.limit = None
         self.room = (limit if self.allowance is None else min(limit, self.allowance)) - self.in_flight
         # An open breaker that `Snapshot` keeps in service for lack of others (panic) limits nothing.
         if self.breaker.state is BreakerState.HALF_OPEN:
             self.room = min(self.room, self.breaker.room or 0)
 
     def succeeded(self) -> None:
-        """Let the slow start go on."""
+        """Let the slow start go on, and a learned limit grow: by one after as many successes at the limit.
+
+        Additive increase, multiplicative decrease: Chiu and Jain, "Analysis of the increase and decrease algorithms
+        for congestion avoidance" (1989). The decrease is known here: one less than what was too much.
+        """
         if self.allowance is not None:
             self.allowance *= 2
-            if self.allowance >= self.instance.max_concurrent:
+            if self.allowance >= self.capacity:
                 self.allowance = None
+        if self.limit is not None and self.in_flight >= self.limit:
+            self._at_limit += 1
+            if self._at_limit >= self.limit:
+                self.limit, self._at_limit = self.limit + 1, 0
+
+    def too_much(self) -> None:
+        """It says that it is busy: what it has now, the try that it refused included, is more than it can take."""
+        self.limit, self._at_limit = max(1, self.in_flight - 1), 0
 
 
 @dataclass(slots=True, eq=False)
@@ -92,6 +149,7 @@ class Slot:
         instance: The instance as it was when the slot was taken.
         token: For its breaker.
         taken_at: On the monotonic clock.
+        used: Whether work was begun on it. What was not used need not be made ready again.
     """
 
     record: Record
@@ -100,6 +158,7 @@ class Slot:
     taken_at: float
     freed: bool = False
     progressed: bool = False
+    used: bool = False
 
     def __repr__(self) -> str:
         """Which instance, and whether it is free again."""

@@ -30,6 +30,7 @@ class Method:
         streams: Whether it can answer in parts.
         local: Answered by `Provider.answer` from what is known of the instances, without a slot on one.
         params: Checks the parameters; None when the provider checks them itself.
+        schema: JSON schema of the parameters, for listings; None: that of `params`, or any object.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Method:
     streams: bool = False
     local: bool = False
     params: type[BaseModel] | None = None
+    schema: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,12 +99,22 @@ class Usage:
     """The work one answer took, in the protocol's own units: tokens, for language models.
 
     Args:
-        input_tokens: Read.
-        output_tokens: Written.
+        input_tokens: Read, from 0.
+        output_tokens: Written, from 0.
     """
 
     input_tokens: int = 0
     output_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be added up.
+
+        Raises:
+            ValueError: One of them is not a whole number from 0.
+        """
+        for count in (self.input_tokens, self.output_tokens):
+            if type(count) is not int or count < 0:
+                raise ValueError(f"tokens are whole numbers from 0, not {count!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,12 +165,16 @@ class Served:
     Args:
         instance_id: The instance that answered.
         queued_s: Waiting in the queue, over all tries.
-        tries: Instances tried, from 1.
+        tries: Instances tried, from 1; a second one beside a slow first counts.
+        position: Its place in the queue, from 1, when it last began to wait; 0 when it never did.
+        expected_wait_s: How long that was expected to take.
     """
 
     instance_id: str
     queued_s: float
     tries: int
+    position: int = 0
+    expected_wait_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

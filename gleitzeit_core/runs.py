@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, Self, cast
+from weakref import ref
 
 from gleitzeit_core.errors import DeadlineExceeded
+from gleitzeit_core.records import DEGRADED, State
 from gleitzeit_core.requests import Served
 from gleitzeit_core.routing import Ticket
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+    from types import AsyncGeneratorType
 
     from gleitzeit_core.errors import RequestError
     from gleitzeit_core.hookspecs import InstanceChange
-    from gleitzeit_core.requests import FinishedRequest, Method, Outcome, Request
+    from gleitzeit_core.requests import FinishedRequest, Method, Outcome, Request, Usage
     from gleitzeit_core.resources import Channel, ResourceInstance, Speaks
 
 
@@ -34,6 +38,9 @@ class Executor(Protocol):
 
     def stream_on(self, instance: ResourceInstance, api: str, channel: Channel, request: Request) -> AsyncIterator[Any]:
         """Carry a request out in parts."""
+
+    def usage(self, request: Request, part: Any) -> Usage | None:  # noqa: ANN401 - as above
+        """What an answer, or a part of it, says of the work it took."""
 
     async def answer(self, request: Request, instances: tuple[InstanceReport, ...]) -> Any:  # noqa: ANN401 - as above
         """Answer a method without an instance."""
@@ -59,15 +66,24 @@ class InstanceReport:
 
     Args:
         instance: As its hub last published it.
-        state: Its state in the pool; ``ejected`` while its breaker is open.
+        state: Its condition in the pool: ``ready``, ``degraded``, ``ejected`` while its breaker is open, ...
         in_flight: Requests it works on for this process.
         reason: Why it is not ready; empty when it is.
+        limit: Requests it gets at once: its ``max_concurrent``, or less where its busy answers have taught us so.
+        breaker: The state of its breaker: ``closed``, ``open`` or ``half_open``.
     """
 
     instance: ResourceInstance
     state: str
     in_flight: int
     reason: str
+    limit: int
+    breaker: str
+
+    @property
+    def serving(self) -> bool:
+        """Whether it is given work as a matter of course."""
+        return self.state in (State.READY, DEGRADED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +100,8 @@ class Run(Ticket):
     """One request on its way, over all its tries.
 
     In a ``with run:`` block its task can be ended from outside: `end` cancels it, and the block turns the cancellation
-    into the run's error. That is what `asyncio.timeout` does, without a timer for each request.
+    into the run's error. That is what `asyncio.timeout` does, without a timer for each request. Outside the block, as
+    while nobody reads the next part of a stream, `end` calls `on_end` instead.
     """
 
     method: Method = field(kw_only=True)
@@ -97,6 +114,7 @@ class Run(Ticket):
     retrying: bool = False
     outcome: Outcome | None = None
     ending: RequestError | None = None
+    on_end: Callable[[], None] | None = None
     _task: asyncio.Task[Any] | None = None
     _cancelled: bool = False
     _cancelling: int = 0
@@ -104,7 +122,18 @@ class Run(Ticket):
     @property
     def served(self) -> Served:
         """Who serves it, as of now."""
-        return Served(instance_id=self.instance_id, queued_s=self.queued_s, tries=self.tries)
+        return Served(
+            instance_id=self.instance_id,
+            queued_s=self.queued_s,
+            tries=self.tries,
+            position=self.position,
+            expected_wait_s=self.expected_wait_s,
+        )
+
+    def take_over(self, other: Run) -> None:
+        """What has happened to `other`, on its way for the same request, counts as having happened to this."""
+        self.instance_id, self.first_output_s = other.instance_id, other.first_output_s
+        self.outcome, self.charge, self.strategy = other.outcome, other.charge, other.strategy
 
     def end(self, error: RequestError) -> None:
         """End it with `error`: now, if it is in its block; otherwise when it comes to the next one."""
@@ -113,6 +142,8 @@ class Run(Ticket):
             if self._task is not None:
                 self._cancelled = True
                 self._task.cancel()
+            elif self.on_end is not None:
+                self.on_end()
 
     def late(self, now: float, *, queued: bool) -> RequestError:
         """The error of a run whose time ran out: between two tries, what the last instance said."""
@@ -149,10 +180,24 @@ class Answer:
 
 
 class Stream:
-    """An answer in parts. Iterate over it; leave it early with `aclose` or ``async with``, which cancels the work."""
+    """An answer in parts. Iterate over it; leave it early with `aclose` or ``async with``, which cancels the work.
 
-    def __init__(self, parts: AsyncGenerator[Any, None], run: Run) -> None:
-        self._parts, self._run = parts, run
+    Args:
+        parts: Them.
+        run: The request.
+        spawn: Runs work in the background.
+    """
+
+    def __init__(
+        self,
+        parts: AsyncGenerator[Any, None],
+        run: Run,
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+    ) -> None:
+        self._parts, self._run, self._spawn = cast("AsyncGeneratorType[Any, None]", parts), run, spawn
+        self._ending: asyncio.Task[None] | None = None
+        # A stream that is dropped must go, and its work with it: the request, which others hold, does not hold it.
+        run.on_end = partial(_end_unread, ref(self))
 
     @property
     def served(self) -> Served:
@@ -165,6 +210,8 @@ class Stream:
 
     def __anext__(self) -> Awaitable[Any]:
         """The next part."""
+        if self._ending is not None and self._run.ending is not None:
+            raise self._run.ending
         return self._parts.__anext__()
 
     async def __aenter__(self) -> Self:
@@ -177,4 +224,23 @@ class Stream:
 
     async def aclose(self) -> None:
         """Stop the work and free its slot. More than once is fine."""
-        await self._parts.aclose()
+        if self._ending is None:
+            await self._parts.aclose()
+        else:
+            await asyncio.wait((self._ending,))
+
+    def end_unread(self) -> None:
+        """Stop the work in the background, as nobody reads; who reads on later gets the request's error."""
+        if self._ending is None and not self._parts.ag_running:
+            self._ending = self._spawn(self._end())
+
+    async def _end(self) -> None:
+        # A reader who was about to go on has: the request's block is where that ends.
+        if not self._parts.ag_running:
+            await self._parts.aclose()
+
+
+def _end_unread(stream: ref[Stream]) -> None:
+    found = stream()
+    if found is not None:
+        found.end_unread()

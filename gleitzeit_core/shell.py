@@ -8,22 +8,24 @@ import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gleitzeit_core.admission import Admission
+from gleitzeit_core.background import Background
 from gleitzeit_core.effects import Changed, Effect, Emptied, Granted, Recycle, Rejected, Scale, Suspect
-from gleitzeit_core.errors import RequestError
+from gleitzeit_core.errors import InvalidRequest, RequestError, UnknownName
 from gleitzeit_core.health import HealthMonitor
 from gleitzeit_core.pool import State
+from gleitzeit_core.records import DRAINED
 from gleitzeit_core.requests import Outcome, Result
 from gleitzeit_core.resources import Ownership
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Mapping
     from random import Random
 
     from gleitzeit_core.breaker import BreakerPolicy
     from gleitzeit_core.clock import Clock
     from gleitzeit_core.hookspecs import InstanceChange
     from gleitzeit_core.hub import ResourceHub
-    from gleitzeit_core.pool import Slot
+    from gleitzeit_core.pool import Record, Slot
     from gleitzeit_core.resources import Requirements, ResourceInstance
     from gleitzeit_core.routing import Ticket
 
@@ -49,17 +51,19 @@ class Shell:
     def __init__(self, *, clock: Clock, random: Random, policy: BreakerPolicy | None = None) -> None:
         self.clock = clock
         self.admission = Admission(clock=clock, random=random, deliver=self._perform, policy=policy)
-        self.health = HealthMonitor(self, random=random)
+        self.health = HealthMonitor(self, random=random, clock=clock)
         self.hubs: dict[str, ResourceHub[Any]] = {}
         self._listeners: list[Callable[[InstanceChange], None]] = []
-        self._tasks: set[asyncio.Task[Any]] = set()
-        # Those of them that should end rather than be cancelled.
-        self._finishing: set[asyncio.Task[Any]] = set()
+        self._background = Background()
         self._scaling: dict[tuple[str, Requirements], bool] = {}
+        # By instance and generation.
+        self._retiring: dict[tuple[str, int], asyncio.Task[None]] = {}
+        # The pairs of an instance and its second hub that were warned of.
+        self._twice: set[tuple[str, str]] = set()
 
     def __repr__(self) -> str:
         """Counts."""
-        return f"<Shell {len(self.hubs)} hubs, {len(self._tasks)} tasks, {self.admission!r}>"
+        return f"<Shell {len(self.hubs)} hubs, {len(self._background)} tasks, {self.admission!r}>"
 
     # -- hubs --------------------------------------------------------------------------------------------------
 
@@ -97,51 +101,136 @@ class Shell:
         hub = self.hubs[name]
         await hub.stop_searching()
         self.admission.supply_changed()
-        empty = asyncio.Event()
 
-        def look(change: InstanceChange) -> None:
-            # What was being created may still come.
-            if change.after is not None and change.after.hub == name:
-                self.admission.drain(change.after.id, "its hub is being removed")
-            if not hub.instances:
-                empty.set()
+        def empty(change: InstanceChange | None) -> bool:
+            # What was being created may still come; what has drained would stay.
+            for instance in hub.instances if change is None else (change.after,):
+                if instance is not None and instance.hub == name:
+                    self.admission.drain(instance.id, "its hub is being removed")
+                    if self._drained(instance.id):
+                        hub.withdraw(instance.id, "its hub is being removed")
+            return not hub.instances
 
-        self._listeners.append(look)
         try:
-            for instance in hub.instances:
-                self.admission.drain(instance.id, "its hub is being removed")
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(grace_s if hub.instances else 0):
-                    await empty.wait()
+            await self._until(empty, grace_s)
         finally:
-            self._listeners.remove(look)
             try:
                 await hub.stop()
             finally:
                 self._forget_hub(name)
 
+    async def _until(self, reached: Callable[[InstanceChange | None], bool], limit_s: float) -> None:
+        """Wait until something is so: now (asked with None), or after a change of an instance; at most `limit_s`."""
+        if reached(None):
+            return
+        done = asyncio.Event()
+
+        def look(change: InstanceChange) -> None:
+            if reached(change):
+                done.set()
+
+        self._listeners.append(look)
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(limit_s):
+                    await done.wait()
+        finally:
+            self._listeners.remove(look)
+
     def _forget_hub(self, name: str) -> None:
         self.hubs.pop(name, None)
         self.admission.suppliers.pop(name, None)
+        self._twice = {pair for pair in self._twice if pair[1] != name}
 
     async def aclose(self) -> None:
         """Stop the checks, what runs in the background and the hubs. More than once is fine."""
         await self.health.aclose()
-        if self._finishing:
-            await asyncio.wait(self._finishing, timeout=_END_S)
-        await self._cancel_all()
+        await self._background.settle(_END_S)
+        await self._background.cancel()
         hubs = list(self.hubs.values())
         results = await asyncio.gather(*(hub.stop() for hub in hubs), return_exceptions=True)
         for hub, result in zip(hubs, results, strict=True):
             if isinstance(result, Exception):
                 logger.error("hub %s did not stop cleanly", hub.name, exc_info=result)
             self._forget_hub(hub.name)
-        await self._cancel_all()
+        await self._background.cancel()
 
-    async def _cancel_all(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+    # -- instances, by hand ------------------------------------------------------------------------------------
+
+    async def add_instance(self, hub_name: str, settings: Mapping[str, Any]) -> ResourceInstance:
+        """Have a hub take an instance, and check it, so that it can be used when this returns. It may be found down.
+
+        Args:
+            hub_name: Of the hub.
+            settings: As one of the ``instances`` in its configuration.
+
+        Raises:
+            UnknownName: There is no such hub.
+            InvalidRequest: The settings are wrong, the hub takes none by hand, or another hub has it.
+        """
+        hub = self.hubs.get(hub_name)
+        if hub is None:
+            raise UnknownName("hub", hub_name, self.hubs, are="there is")
+        added = await hub.add_instance(settings)
+        record = self._record(added.id)
+        if record.instance.hub != hub_name:
+            raise InvalidRequest(f"{added.endpoint} is in the hub {record.instance.hub!r} already")
+        for each in self.hubs.values():
+            each.admit(added.id)
+        # It may be one that was drained.
+        await self.resume_instance(added.id)
+        return record.instance
+
+    def drain_instance(self, instance_id: str) -> None:
+        """Let an instance finish what it has and give it nothing new. One of our own is retired then.
+
+        Raises:
+            UnknownName: There is no such instance.
+        """
+        self.admission.drain(self._record(instance_id).instance.id, "drained by hand")
+
+    async def resume_instance(self, instance_id: str) -> None:
+        """Take back an instance that drains or has drained, once a check finds it well. Others are left alone.
+
+        Raises:
+            UnknownName: There is no such instance.
+            InvalidRequest: It is being retired.
+        """
+        instance = self._record(instance_id).instance
+        if (instance_id, instance.generation) in self._retiring:
+            raise InvalidRequest(f"{instance_id} is being retired")
+        self.admission.resume(instance_id)
+        await self.health.check(instance_id)
+
+    async def remove_instance(self, instance_id: str, grace_s: float = 30.0) -> None:
+        """Let an instance finish what it has and forget it; one of our own is retired. No search brings it back.
+
+        Args:
+            instance_id: Of the instance.
+            grace_s: Work that takes longer is left to end on its own, or ends with an instance of our own.
+
+        Raises:
+            UnknownName: There is no such instance.
+        """
+        record = self._record(instance_id)
+        for hub in self.hubs.values():
+            hub.exclude(instance_id)
+        self.admission.drain(instance_id, "being removed")
+        await self._until(lambda _: self._drained(instance_id), grace_s)
+        # Meanwhile it may have been resumed, or started anew.
+        if self.admission.pool.holds(record) and record.state is State.DRAINING:
+            await asyncio.wait([self._retire(record.instance)])
+
+    def _record(self, instance_id: str) -> Record:
+        record = self.admission.pool.records.get(instance_id)
+        if record is None:
+            raise UnknownName("instance", instance_id, self.admission.pool.records, are="there is")
+        return record
+
+    def _drained(self, instance_id: str) -> bool:
+        """Whether it has drained and stays, or is gone."""
+        record = self.admission.pool.records.get(instance_id)
+        return record is None or record.condition == DRAINED
 
     # -- slots -------------------------------------------------------------------------------------------------
 
@@ -187,11 +276,13 @@ class Shell:
             case Scale(hub, requirements, _):
                 self._scale(hub, requirements)
             case Recycle(slot, outcome):
-                self._finish(self._recycle(slot, outcome))
+                self._background.spawn(self._recycle(slot, outcome), lasting=True)
             case Suspect(instance_id):
                 self.health.suspect(instance_id)
             case Emptied(instance):
-                self._finish(self._retire(instance))
+                # An external one stays, drained.
+                if instance.ownership is not Ownership.EXTERNAL:
+                    self._retire(instance)
 
     def _changed(self, change: InstanceChange) -> None:
         after = change.after
@@ -207,18 +298,11 @@ class Shell:
 
     def _watch(self, instance: ResourceInstance, state: str) -> None:
         hub = self.hubs.get(instance.hub)
-        if hub is None or state in (State.STARTING, State.DRAINING):
+        if hub is None or state in (State.STARTING, State.DRAINING, DRAINED):
             # Its hub knows when it is there.
             self.health.forget(instance.id)
         else:
-            options = hub.options
-            self.health.watch(
-                instance,
-                hub,
-                interval_s=options.check_interval_s,
-                timeout_s=options.check_timeout_s,
-                up=state != State.DOWN,
-            )
+            self.health.watch(instance, hub, up=state != State.DOWN)
 
     def _scale(self, hub: str, requirements: Requirements) -> None:
         """One call of a hub's `scale` at a time for the same requirements; then one more if it was wanted meanwhile."""
@@ -249,7 +333,16 @@ class Shell:
         finally:
             self.admission.recycled(slot, keep=keep)
 
-    async def _retire(self, instance: ResourceInstance) -> None:
+    def _retire(self, instance: ResourceInstance) -> asyncio.Task[None]:
+        """Have its hub stop an instance and forget it; not again while that goes on."""
+        key = (instance.id, instance.generation)
+        task = self._retiring.get(key)
+        if task is None:
+            task = self._retiring[key] = self._background.spawn(self._end(instance), lasting=True)
+            task.add_done_callback(lambda _: self._retiring.pop(key))
+        return task
+
+    async def _end(self, instance: ResourceInstance) -> None:
         hub = self.hubs.get(instance.hub)
         if hub is None:
             return
@@ -260,27 +353,13 @@ class Shell:
             logger.exception("hub %s: retiring %s failed", hub.name, instance.id)
         # Cancelled, it stays in its hub's books, and the hub stops it when it closes. It may have been started anew.
         record = self.admission.pool.records.get(instance.id)
-        if record is not None and record.state is State.DRAINING:
-            hub.withdraw(instance.id, "retired")
-
-    # -- background --------------------------------------------------------------------------------------------
+        same = record is not None and record.instance.generation == instance.generation
+        if record is not None and same and record.state is State.DRAINING:
+            hub.withdraw(instance.id, "removed" if instance.ownership is Ownership.EXTERNAL else "retired")
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run `work` in the background; `aclose` ends it. What it raises is logged unless it is a failed request's."""
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._spawned_ended)
-        return task
-
-    def _finish(self, work: Coroutine[Any, Any, None]) -> None:
-        self._finishing.add(self.spawn(work))
-
-    def _spawned_ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        self._finishing.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if error is not None and not isinstance(error, RequestError):
-            logger.error("background work failed", exc_info=error)
+        return self._background.spawn(work)
 
     # -- as a sink ---------------------------------------------------------------------------------------------
 
@@ -288,8 +367,10 @@ class Shell:
         """An instance is there, or has changed. One that another hub has already stays with that hub."""
         hub, known = self.hubs.get(instance.hub), self.admission.pool.records.get(instance.id)
         if known is not None and known.instance.hub != instance.hub:
-            message = "%s is in the hubs %s and %s: it is used through the first"
-            logger.warning(message, instance.endpoint, known.instance.hub, instance.hub)
+            if (instance.id, instance.hub) not in self._twice:
+                self._twice.add((instance.id, instance.hub))
+                message = "%s is in the hubs %s and %s: it is used through the first"
+                logger.warning(message, instance.endpoint, known.instance.hub, instance.hub)
             if hub is not None:
                 hub.disown(instance.id)
             return
@@ -304,6 +385,25 @@ class Shell:
     def remove(self, instance_id: str, reason: str) -> None:
         """An instance is gone."""
         self.admission.remove(instance_id, reason)
+
+    def set_degraded(self, instance_id: str, source: str, reason: str) -> None:
+        """Why an instance counts half."""
+        self.admission.set_degraded(instance_id, source, reason)
+
+    def drain(self, instance_id: str, reason: str) -> None:
+        """An instance is no longer wanted."""
+        self.admission.drain(instance_id, reason)
+
+    def idle_s(self, instance_id: str) -> float | None:
+        """How long an instance has had no work; None while it drains."""
+        record = self.admission.pool.records.get(instance_id)
+        if record is None or record.state is State.DRAINING:
+            return None
+        return 0.0 if record.in_flight else max(0.0, self.clock.monotonic() - record.idle_since)
+
+    async def check_now(self, instance_id: str) -> bool:
+        """Check an instance without waiting for its turn."""
+        return await self.health.check(instance_id)
 
     def supply_changed(self) -> None:
         """What a hub can create has changed."""

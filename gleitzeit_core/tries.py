@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from gleitzeit_core.errors import DeadlineExceeded, FailureKind, InstanceFailure, InvalidRequest, RequestError
-from gleitzeit_core.requests import Outcome, Result
+from gleitzeit_core.requests import Outcome, Result, Usage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
@@ -34,11 +34,13 @@ class Try:
         metrics: Where the outcome is counted.
     """
 
-    __slots__ = ("_metrics", "_provider", "_run", "_shell", "slot")
+    __slots__ = ("_bytes_out", "_metrics", "_provider", "_run", "_shell", "_usage", "slot")
 
     def __init__(self, provider: Executor, run: Run, slot: Slot, *, shell: Shell, metrics: ResourceMetrics) -> None:
         self._provider, self._run, self.slot = provider, run, slot
         self._shell, self._metrics = shell, metrics
+        self._usage: Usage | None = None
+        self._bytes_out = 0
 
     async def whole(self) -> Any:  # noqa: ANN401 - what a method answers is its own
         """Carry it out. Work that cannot be cancelled goes on, and keeps its slot, when its caller leaves."""
@@ -49,7 +51,9 @@ class Try:
     async def _execute(self) -> Any:  # noqa: ANN401 - as above
         with self:
             api, channel = self._reach()
-            return await self._provider.execute_on(self.slot.instance, api, channel, self._run.request)
+            answer = await self._provider.execute_on(self.slot.instance, api, channel, self._run.request)
+            self._note(answer)
+            return answer
 
     async def parts(self) -> AsyncGenerator[Any, None]:
         """Carry it out in parts; in one part where it cannot be cancelled."""
@@ -69,6 +73,7 @@ class Try:
                         part = await anext(source, _END)
                     if part is _END:
                         return
+                    self._note(part)
                     if not slot.progressed:
                         run.first_output_s = self._shell.clock.monotonic() - slot.taken_at
                         self._shell.admission.progress(slot)
@@ -85,7 +90,19 @@ class Try:
         if found is None:
             text = f"{instance.endpoint} no longer offers what was asked for"
             raise InstanceFailure(FailureKind.SERVER_ERROR, text, started=False)
+        self.slot.used = True
         return found
+
+    def _note(self, part: Any) -> None:  # noqa: ANN401 - what a method answers is its own
+        """Count what came back: its bytes, where it is bytes or has them as its body, and the work it says it took."""
+        try:
+            body = part if isinstance(part, bytes) else getattr(part, "body", None)
+            self._bytes_out += len(body) if isinstance(body, bytes) else 0
+            said = self._provider.usage(self._run.request, part)
+            # A plugin may answer anything; what is counted must be numbers.
+            self._usage = said if isinstance(said, Usage) else self._usage
+        except Exception:
+            logger.exception("%r cannot tell the usage of an answer", self._provider)
 
     def __enter__(self) -> None:
         """There is nothing to do: the slot is taken already."""
@@ -114,9 +131,14 @@ class Try:
             first_output_s=run.first_output_s,
             total_s=total_s,
             retry_after_s=failure.retry_after_s if isinstance(failure, InstanceFailure) else None,
+            usage=self._usage,
+            bytes_in=len(run.request.body) if slot.used and run.request.body is not None else 0,
+            bytes_out=self._bytes_out,
         )
         name = slot.instance.id if slot.instance.id in admission.pool.records else self._metrics.GONE
-        self._metrics.record(run.request.method, name, outcome)
+        needs = run.request.requirements
+        model = needs.model if needs.capabilities else ""
+        self._metrics.record(run.request.method, name, outcome, route=run.route.name, model=model)
         admission.release(run, slot, outcome)
 
     def _judged(self, failure: BaseException) -> tuple[Result, FailureKind | None]:
@@ -132,5 +154,5 @@ class Try:
 
 
 def sentence(error: Exception) -> str:
-    """What a provider raised that it should not have, for a person."""
-    return f"provider failed: {type(error).__name__}" + (f": {error}" if str(error) else "")
+    """What a provider raised that it should not have, for a person. What else it says, secrets maybe, is in the log."""
+    return f"provider failed: {type(error).__name__}"

@@ -40,10 +40,10 @@ def busy(machine: Machine, name: str = "a", **changes: Any) -> Ticket:  # noqa: 
 
 
 def order(machine: Machine, holder: Ticket) -> list[str]:
-    """The ids of those that wait, in the order in which they get the one slot."""
+    """The ids of those that wait, in the order in which they get the one slot. Each takes as long as it costs."""
     served = []
     while holder in machine.granted:
-        machine.release(holder)
+        machine.release(holder, total_s=holder.request.cost)
         if not machine.granted:
             break
         (holder,) = machine.granted
@@ -313,6 +313,29 @@ def test_what_is_down_is_named(machine: Machine) -> None:
     assert caught.value.retryable
 
 
+def test_what_has_drained_is_not_up(machine: Machine) -> None:
+    """An external instance stays known and is named; nothing waits for it, and what it was asked to do before counts."""
+    record = machine.add("a")
+    holder = machine.submit()
+    machine.admission.drain(record.instance.id, "enough")
+    with pytest.raises(Unavailable, match=r"a is draining \(enough\)"):
+        machine.submit()
+    machine.release(holder)
+    with pytest.raises(Unavailable, match=r"a is drained \(enough\)") as caught:
+        machine.submit()
+    assert caught.value.instances == (record.instance.id,)
+
+
+def test_a_degraded_instance_serves(machine: Machine) -> None:
+    """It is worth less than another, and more than waiting."""
+    record = machine.add("a")
+    machine.admission.set_degraded(record.instance.id, "test", "slow")
+    assert machine.where(machine.submit()) == "a"
+    with pytest.raises(NoCapableInstance) as caught:
+        machine.submit(capabilities=Y)
+    assert "degraded" not in caught.value.message
+
+
 def test_what_has_never_been_well_may_be_just_the_one(machine: Machine) -> None:
     """It has not said yet what it can do: it is named with its state."""
     machine.add("a", capabilities=X)
@@ -475,6 +498,17 @@ def test_a_used_instance_keeps_its_slot_until_it_is_recycled(machine: Machine) -
     assert waiting.waits
     machine.recycle(keep=True)
     assert machine.where(waiting) == "a"
+
+
+def test_a_slot_that_was_never_used_is_free_at_once(machine: Machine) -> None:
+    """Its caller left before the work began: there is nothing to clean up after."""
+    machine.shelf.recycles = True
+    holder = busy(machine)
+    waiting = machine.submit()
+    slot = machine.granted.pop(holder)
+    machine.admission.release(holder, slot, Outcome(result=Result.CANCELLED))
+    assert machine.where(waiting) == "a"
+    assert not machine.taken(Recycle)
 
 
 def test_a_spent_instance_is_emptied_once_and_given_to_nobody(machine: Machine) -> None:

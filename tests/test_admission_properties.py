@@ -17,23 +17,29 @@ from gleitzeit_core.errors import FailureKind, InstanceFailure, QueueFull, Reque
 from gleitzeit_core.pool import State
 from gleitzeit_core.requests import Outcome, Result
 from gleitzeit_core.resources import Ownership, instance_id
-from gleitzeit_core.routing import Offer, OfferKind
-from gleitzeit_core.strategies.base import WAIT, NoOptions, Strategy
+from gleitzeit_core.routing import Offer, OfferKind, Route, Share
+from gleitzeit_core.strategies.base import WAIT, NoOptions, Strategy, Wait
+from gleitzeit_core.strategies.chain import Chain
 from gleitzeit_core.strategies.simple import LeastLoaded, RandomChoice, RoundRobin
 from gleitzeit_core.testing.machine import Machine
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gleitzeit_core.balancing import LoadBalancer
     from gleitzeit_core.clock import Clock
     from gleitzeit_core.effects import Effect
     from gleitzeit_core.pool import Record, Slot
     from gleitzeit_core.requests import Request
-    from gleitzeit_core.routing import LoadBalancer, Ticket
-    from gleitzeit_core.strategies.base import Candidate, View, Wait
+    from gleitzeit_core.reservations import Reservation
+    from gleitzeit_core.routing import Ticket
+    from gleitzeit_core.strategies.base import Candidate, View
 
 NAMES = ("a", "b", "c", "d", "e", "f")
-CAPABILITIES = (frozenset[str](), frozenset({"x"}), frozenset({"y"}), frozenset({"x", "y"}))
+CAPABILITIES = (frozenset[str](), frozenset({"x"}), frozenset({"model:m"}), frozenset({"x", "model:m"}))
 KINDS = (*FailureKind, None, None, None, None)
 MAX_QUEUE = 8
+SHARES = ((), (Share(share=0.5, tenant="t"),), (Share(share=0.3, model="m"), Share(share=0.3, tenant="a")))
 
 
 class Counting(Strategy[NoOptions]):
@@ -45,6 +51,8 @@ class Counting(Strategy[NoOptions]):
         super().__init__(NoOptions(), random=random, clock=clock)
         self.inner = inner(NoOptions(), random=random, clock=clock)
         self.running = running
+        # What it was told has begun, and not that it has ended; another may take over meanwhile.
+        self.begun: Counter[str] = Counter()
 
     def pick(self, request: Request, view: View) -> Candidate | Wait:
         """What the other picks."""
@@ -53,16 +61,21 @@ class Counting(Strategy[NoOptions]):
             raise LookupError("a strategy is a plugin, and plugins fail")
         if self.random.random() < 0.02:
             return self.random.choice(view.candidates)
+        if self.random.random() < 0.02:
+            return Wait(again_s=0.0)
         return self.inner.pick(request, view)
 
     def started(self, request: Request, candidate: Candidate) -> None:
         """One more."""
         self.running[request.id] += 1
+        self.begun[request.id] += 1
         self.inner.started(request, candidate)
 
     def finished(self, request: Request, candidate: Candidate, outcome: Outcome) -> None:
         """One fewer."""
         self.running[request.id] -= 1
+        self.begun[request.id] -= 1
+        assert self.begun[request.id] >= 0, "it hears of an end without a beginning"
         self.inner.finished(request, candidate, outcome)
 
 
@@ -71,9 +84,8 @@ class Chaos:
 
     def __init__(self, inner: type[Strategy[NoOptions]], seed: int) -> None:
         self.running: Counter[str] = Counter()
-        self.machine = Machine(
-            lambda random, clock: Counting(inner, random, clock, self.running), seed=seed, max_queue=MAX_QUEUE
-        )
+        self.machine = Machine(self.strategy(inner), seed=seed, max_queue=MAX_QUEUE)
+        self.reservations: list[Reservation] = []
         self.admission = self.machine.admission
         self.tickets: list[Ticket] = []
         self.recycling: list[Slot] = []
@@ -84,6 +96,17 @@ class Chaos:
         self.generation = Counter[str]()
         for name in NAMES[:3]:
             self.put(name, 1)
+
+    def strategy(
+        self, inner: type[Strategy[NoOptions]], *, chained: bool = False
+    ) -> Callable[[Random, Clock], Strategy[Any]]:
+        """What makes a strategy that keeps count."""
+
+        def make(random: Random, clock: Clock) -> Strategy[Any]:
+            counting = Counting(inner, random, clock, self.running)
+            return Chain([], counting) if chained else counting
+
+        return make
 
     # -- events ------------------------------------------------------------------------------------------------
 
@@ -124,7 +147,8 @@ class Chaos:
         """A try ends."""
         ticket = self.holder(number)
         if ticket is not None:
-            self.machine.release(ticket, kind, result=result, retry_after_s=0.5)
+            took_s = self.machine.random.random() * 3
+            self.machine.release(ticket, kind, result=result, retry_after_s=0.5, total_s=took_s)
             self.end(ticket)
 
     def retry(self, number: int, kind: FailureKind) -> None:
@@ -143,6 +167,36 @@ class Chaos:
         except RequestError as error:
             assert not isinstance(error, QueueFull), "it had a place"
             self.end(ticket)
+
+    def take_now(self, capability: int, number: int, *, warm: bool) -> None:
+        """A second try is begun beside another, if that is possible at once."""
+        ticket = self.machine.ticket(capabilities=CAPABILITIES[capability])
+        beside = self.holder(number)
+        if beside is not None:
+            slot = self.machine.granted[beside]
+            ticket.excluded = frozenset({(slot.instance.id, slot.instance.generation)})
+        waiting = self.admission.waiting
+        slot = self.admission.take_now(ticket, warm=warm)
+        assert self.admission.waiting == waiting
+        if slot is not None:
+            assert ticket.may_use(slot.record)
+            self.machine.granted[ticket] = slot
+            self.tickets.append(ticket)
+
+    def set_routes(self, inner: type[Strategy[NoOptions]], kept: int, *, chained: bool, gone: bool) -> None:
+        """The routes change: another strategy, other shares; now and then the route is gone for a while."""
+        make = self.strategy(inner, chained=chained)
+        names = ["other"] if gone else ["all", "other"]
+        routes = [Route(name=n, methods=("*",), strategy=make, max_queue=MAX_QUEUE, shares=SHARES[kept]) for n in names]
+        with contextlib.suppress(ValueError):
+            self.admission.set_routes(routes)
+
+    def reserve(self, kept: int, *, release: bool) -> None:
+        """A share of the route is reserved, or no longer."""
+        if release and self.reservations:
+            self.reservations.pop().release()
+        with contextlib.suppress(ValueError):
+            self.reservations += [self.admission.reserve("all", share) for share in SHARES[kept][:1]]
 
     def progress(self, number: int) -> None:
         """First output."""
@@ -208,8 +262,9 @@ class Chaos:
         match effect:
             case Recycle(slot, _):
                 self.recycling.append(slot)
-            case Scale(_, requirements, wanted):
-                self.scaled[requirements] = wanted
+            case Scale(_, requirements, _):
+                # As the shell does: what waits for the same in all routes, the one that is gone included.
+                self.scaled[requirements] = self.admission.wanting(requirements)
             case Emptied(instance):
                 record = self.admission.pool.records.get(instance.id)
                 if record is not None and record.instance.generation == instance.generation:
@@ -227,7 +282,9 @@ class Chaos:
         for balancer in self.admission.balancers:
             self.check_snapshot(balancer)
             self.check_queue(balancer)
-        assert self.machine.clock.pending <= len(self.admission.pool.records) + self.patient, "one for an instance"
+        asked_again = sum(1 for balancer in self.admission.balancers if balancer.timer is not None)
+        timers = len(self.admission.pool.records) + self.patient + asked_again
+        assert self.machine.clock.pending <= timers, "one for an instance, and one for a strategy that waits"
 
     def check_slots(self) -> None:
         """What is in flight is what is outstanding, within the limits."""
@@ -237,7 +294,7 @@ class Chaos:
         for record in self.admission.pool:
             assert record.in_flight == outstanding[record]
             assert record.in_flight <= record.instance.max_concurrent
-            assert record.load == record.in_flight / record.instance.weight
+            assert record.load == (2 if record.degraded else 1) * record.in_flight / record.instance.weight
             before = record.room
             record.recount()
             assert record.room == before, "its room was not worked out anew"
@@ -271,7 +328,10 @@ class Chaos:
         assert sum(1 for ticket in waiting if not ticket.excluded) <= MAX_QUEUE
         for ticket in waiting:
             usable = [record for record in snapshot.candidates if ticket.may_use(record)]
-            assert not any(record.room > 0 for record in usable), "an instance is free and somebody waits for it"
+            shares = balancer.shares
+            left = snapshot.candidates if shares is None else shares.view(ticket.request, snapshot).candidates
+            free = any(record.room > 0 for record in usable if record in left)
+            assert not free or balancer.timer is not None, "an instance is free and somebody waits for it"
             hope = ticket.patient_until > self.machine.clock.monotonic() or any(map(self.coming, snapshot.records))
             assert usable or creatable or hope, "a wait without hope"
         if waiting and creatable:
@@ -285,6 +345,8 @@ class Chaos:
 
     def finish(self) -> None:
         """All ends: nothing is left."""
+        for reservation in self.reservations:
+            reservation.release()
         self.admission.close()
         self.settle()
         while self.holder(0) is not None:
@@ -296,6 +358,7 @@ class Chaos:
         assert not self.tickets
         assert (self.admission.waiting, self.admission.pool.in_flight) == (0, 0)
         assert not any(self.running.values()), "started and finished are not as often"
+        assert not any(shares._held for shares in self.admission._shares.values()), "a slot is still counted"
         for name in NAMES:
             self.remove(name)
         self.advance(0.25)
@@ -341,6 +404,26 @@ class ChaosMachine(RuleBasedStateMachine):
     def retry(self, number: int, kind: FailureKind) -> None:
         """A try fails and is repeated."""
         self.chaos.retry(number, kind)
+
+    @rule(capability=st.integers(0, 3), number=st.integers(0, 20), warm=st.booleans())
+    def take_now(self, capability: int, number: int, warm: bool) -> None:  # noqa: FBT001 - drawn
+        """A second try."""
+        self.chaos.take_now(capability, number, warm=warm)
+
+    @rule(
+        inner=st.sampled_from([LeastLoaded, RoundRobin, RandomChoice]),
+        kept=st.integers(0, 2),
+        chained=st.booleans(),
+        gone=st.booleans(),
+    )
+    def set_routes(self, inner: type[Strategy[NoOptions]], kept: int, chained: bool, gone: bool) -> None:  # noqa: FBT001 - drawn
+        """The routes change."""
+        self.chaos.set_routes(inner, kept, chained=chained, gone=gone)
+
+    @rule(kept=st.integers(0, 2), release=st.booleans())
+    def reserve(self, kept: int, release: bool) -> None:  # noqa: FBT001 - drawn
+        """Reservations come and go."""
+        self.chaos.reserve(kept, release=release)
 
     @rule(number=st.integers(0, 20))
     def progress(self, number: int) -> None:
@@ -407,7 +490,7 @@ def test_ten_thousand_random_events_leave_nothing_behind(inner: type[Strategy[No
     """However the events come, every rule holds after each, and in the end every slot, ticket and timer is gone."""
     random, chaos = Random(7), Chaos(inner, 7)
     weights = {"submit": 30, "release": 22, "retry": 5, "cancel": 5, "progress": 5, "put": 4, "set_state": 4}
-    weights |= {"drain": 1, "remove": 1, "offer": 1, "advance": 5}
+    weights |= {"drain": 1, "remove": 1, "offer": 1, "advance": 5, "take_now": 2, "set_routes": 1, "reserve": 1}
     events = random.choices(list(weights), weights=list(weights.values()), k=3_500)
     for event in events:
         number, name = random.randrange(20), random.choice(NAMES)
@@ -418,16 +501,21 @@ def test_ten_thousand_random_events_leave_nothing_behind(inner: type[Strategy[No
                 chaos.release(number, random.choice(KINDS))
             case "retry":
                 chaos.retry(number, random.choice([FailureKind.LOST, FailureKind.SERVER_ERROR]))
-            case "cancel" | "progress":
-                getattr(chaos, event)(number)
+            case "cancel" | "progress" | "drain" | "remove":
+                getattr(chaos, event)(number if event in ("cancel", "progress") else name)
             case "put":
                 chaos.put(name, random.randrange(4), random.choice([State.READY, State.STARTING]), anew=number < 5)
             case "set_state":
                 chaos.set_state(name, random.choice([State.READY, State.READY, State.DOWN]))
-            case "drain" | "remove":
-                getattr(chaos, event)(name)
             case "offer":
                 chaos.offer(random.choice(list(OfferKind)))
+            case "take_now":
+                chaos.take_now(random.randrange(4), number, warm=number % 2 == 0)
+            case "set_routes":
+                kind = random.choice([LeastLoaded, RoundRobin, RandomChoice])
+                chaos.set_routes(kind, number % 3, chained=number % 2 == 0, gone=number == 1)
+            case "reserve":
+                chaos.reserve(number % 3, release=number < 12)
             case "advance":
                 chaos.advance(random.expovariate(0.2))
         chaos.check()

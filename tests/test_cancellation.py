@@ -515,6 +515,65 @@ async def test_what_outlives_the_grace_period_ends_with_shutting_down() -> None:
         await _after_closing(on)
 
 
+async def test_a_stream_nobody_reads_does_not_hold_up_the_end() -> None:
+    """Its work is stopped and its slot free although nobody asks for the next part; who does hears why there is none."""
+    async with stage() as on:
+        parts, reading = on.read()
+        call = await on.provider.calls.next()
+        call.part(1)
+        await reading
+        record = on.record
+        # It would take as long as what is left may take to stop, which is far beyond this limit.
+        async with asyncio.timeout(3):
+            await on.dispatcher.aclose(grace_s=0)
+        assert call.stopped.is_set()
+        assert (on.dispatcher.active, record.in_flight) == (0, 0)
+        for _ in range(2):
+            with pytest.raises(ShuttingDown):
+                await anext(parts)
+        await parts.aclose()
+        await _after_closing(on)
+
+
+async def test_closing_a_stream_that_is_being_ended_waits_for_that() -> None:
+    """Its slot is free when the closing is done, whoever began it."""
+    async with stage() as on:
+        parts, reading = on.read()
+        call = await on.provider.calls.next()
+        call.part(1)
+        await reading
+        record = on.record
+        call.linger()
+        ending = asyncio.create_task(on.dispatcher.aclose(grace_s=0))
+        await turns()
+        closing = asyncio.create_task(parts.aclose())
+        await turns()
+        assert (closing.done(), record.in_flight) == (False, 1)
+        call.let_go()
+        await closing
+        assert record.in_flight == 0
+        await ending
+        await _after_closing(on)
+
+
+async def test_a_stream_being_closed_at_the_end_is_left_alone() -> None:
+    """It is being closed already: once is enough."""
+    async with stage() as on:
+        parts, reading = on.read()
+        call = await on.provider.calls.next()
+        call.part(1)
+        await reading
+        call.linger()
+        closing = asyncio.create_task(parts.aclose())
+        await turns()
+        ending = asyncio.create_task(on.dispatcher.aclose(grace_s=0))
+        await turns()
+        call.let_go()
+        await asyncio.gather(closing, ending)
+        assert [part async for part in parts] == []
+        await _after_closing(on)
+
+
 async def test_uncancellable_work_is_given_up_in_the_end() -> None:
     """The process is going: its caller hears of it, and no task is left."""
     async with stage(cancellable=False) as on:

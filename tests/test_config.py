@@ -11,10 +11,12 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gleitzeit_core.cli.views import configuration_schema, show_configuration
+from gleitzeit_core.cli.views import configuration_schema
 from gleitzeit_core.config import Configuration, check_configuration, read_configuration
+from gleitzeit_core.config_show import show_configuration
 from gleitzeit_core.errors import ConfigurationError
 from gleitzeit_core.plugins import PluginHost
+from gleitzeit_core.routing import HedgePolicy, Share
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,6 +106,70 @@ def test_everything_can_be_set(check: Check) -> None:
     assert config.store.options.model_dump() == {"path": "/tmp"}  # noqa: S108
     assert config.providers["light"].options.model_dump() == {"dim": True}
     assert config.sections["mains"].model_dump()["port"] == 9000
+
+
+NEAR = """
+from gleitzeit_core.hookspecs import StrategyType, hookimpl
+
+@hookimpl
+def gleitzeit_register_strategies():
+    options = "gleitzeit_core.strategies.base:NoOptions"
+    return [StrategyType(name="near", target="near:Near", options=options, summary="Near ones.", filters=True)]
+"""
+
+
+def test_a_chain_of_strategies(check: Check, tmp_path: Path) -> None:
+    """Filters, then the one that chooses; a list of one is just that one, and a filter may come last."""
+    (tmp_path / "near.py").write_text(NEAR)
+    config = check(
+        "plugins: {files: [./near.py]}\n"
+        "routes:\n  - {methods: ['light/on'], strategy: [near, {name: brightest, patience_s: 2}]}\n"
+        "  - {methods: ['light/*'], strategy: [round_robin]}\n  - {methods: ['*'], strategy: [near, near]}\n"
+    )
+    assert [route.chain for route in config.routes] == ["near -> brightest", "round_robin", "near -> near"]
+    first, second, _ = config.routes
+    assert [one.type.name for one in first.filters] == ["near"]
+    assert first.strategy.options.model_dump() == {"patience_s": 2.0}
+    assert second.filters == ()
+    shown = show_configuration(config)["routes"]
+    assert shown[0]["strategy"] == [{"name": "near"}, {"name": "brightest", "patience_s": 2.0}]
+    assert shown[1]["strategy"] == {"name": "round_robin"}
+
+
+@pytest.mark.parametrize(
+    ("text", "policy"),
+    [
+        ("true", HedgePolicy()),
+        ("{budget: 0.1, min_samples: 9}", HedgePolicy(budget=0.1, min_samples=9)),
+        ("{}", HedgePolicy()),
+        ("false", None),
+        ("null", None),
+    ],
+)
+def test_hedging_is_asked_for(check: Check, text: str, policy: HedgePolicy | None) -> None:
+    """By true, or by its options; what is shown can be read again."""
+    config = check(f"routes: [{{methods: ['*'], hedge: {text}}}]")
+    assert config.routes[0].hedge == policy
+    again = check(yaml.safe_dump(show_configuration(config)))
+    assert again.routes[0].hedge == policy
+
+
+def test_shares_of_a_route(check: Check) -> None:
+    """In the order in which they are given."""
+    (route,) = check(
+        "routes: [{methods: ['*'], shed_from: 1, shares: [{tenant: a, share: 0.5}, {model: m, share: 0.5}]}]"
+    ).routes
+    assert route.shares == (Share(share=0.5, tenant="a"), Share(share=0.5, model="m"))
+    assert route.shed_from == 1.0
+
+
+def test_it_can_be_read_again(check: Check, tmp_path: Path) -> None:
+    """Under the same environment and flags."""
+    path = tmp_path / "c.yaml"
+    check("mains: {port: 1}")
+    raw = read_configuration(path, environ={"GLEITZEIT_MAINS__HOST": "b"}, overrides={"mains": {"volts": 110}})
+    path.write_text("mains: {port: 2}")
+    assert raw.again().data == {"mains": {"port": 2, "host": "b", "volts": 110}}
 
 
 def test_the_first_route_that_matches(check: Check) -> None:
@@ -236,8 +302,31 @@ stor: {type: drawer}
         ("routes: [{methods: ['*'], timeout_s: .inf}]", "routes[0].timeout_s: must be a finite number, not inf"),
         ("routes: [{methods: ['*'], max_tries: 0}]", "routes[0].max_tries: must be at least 1, not 0"),
         (
-            "routes: [{methods: ['*'], strategy: [a]}]",
+            "routes: [{methods: ['*'], strategy: 3}]",
             "routes[0].strategy: must be a name, or a mapping with the key 'name'",
+        ),
+        ("routes: [{methods: ['*'], strategy: []}]", "routes[0].strategy: needs 1 or more entries"),
+        (
+            "routes: [{methods: ['*'], strategy: [brightest, least_loaded]}]",
+            "routes[0].strategy[0]: 'brightest' is not a filter (only the last of a list chooses; those before it must",
+        ),
+        (
+            "routes: [{methods: ['*'], strategy: [{name: brightest, patience: 1}]}]",
+            "routes[0].strategy[0].patience: unknown key (did you mean 'patience_s'?)",
+        ),
+        ("routes: [{methods: ['*'], strategy: [[]]}]", "routes[0].strategy[0]: must be a name, or a mapping with the"),
+        ("routes: [{methods: ['*'], shed_from: 2}]", "routes[0].shed_from: must be at most 1"),
+        ("routes: [{methods: ['*'], hedge: often}]", "routes[0].hedge: must be a mapping, not text"),
+        ("routes: [{methods: ['*'], hedge: {percentile: 100}}]", "routes[0].hedge.percentile: must be below 100"),
+        (
+            "routes: [{methods: ['*'], hedge: {budgte: 1}}]",
+            "routes[0].hedge.budgte: unknown key (did you mean 'budget'",
+        ),
+        ("routes: [{methods: ['*'], shares: [{share: 0.5}]}]", "routes[0].shares[0]: needs a 'tenant' or a 'model'"),
+        ("routes: [{methods: ['*'], shares: [{tenant: a}]}]", "routes[0].shares[0].share: is missing"),
+        (
+            "routes: [{methods: ['*'], shares: [{tenant: a, share: 0.6}, {model: b, share: 0.5}]}]",
+            "routes[0]: its shares add up to 110%, more than there is",
         ),
         (
             "routes: [{methods: ['*'], strategy: {name: brightest, patience: 1}}]",
@@ -394,6 +483,9 @@ mains: {keys: [hunter2, hunter2]}
                 "max_queue": 256,
                 "timeout_s": 600.0,
                 "max_tries": 3,
+                "shed_from": 0.8,
+                "hedge": False,
+                "shares": [],
             },
             {
                 "methods": ["*"],
@@ -402,6 +494,9 @@ mains: {keys: [hunter2, hunter2]}
                 "max_queue": 256,
                 "timeout_s": 600.0,
                 "max_tries": 3,
+                "shed_from": 0.8,
+                "hedge": False,
+                "shares": [],
             },
         ],
         "store": {"type": "memory"},

@@ -280,6 +280,18 @@ def test_flags_go_before_the_environment_and_that_before_the_file(tmp_path: Path
     assert raw.place(("gateway", "tls", "cert")) == "GLEITZEIT_GATEWAY__TLS"
 
 
+def test_an_override_may_be_a_function(tmp_path: Path) -> None:
+    """It makes the new value out of the one there is, or of None; when the file is read again, out of the new one."""
+    file = tmp_path / "gleitzeit.yaml"
+    file.write_text("routes: [a]\n")
+    overrides = {"routes": lambda routes: [*routes, "b"], "other": lambda other: [other]}
+    raw = read_configuration(file, environ={}, overrides=overrides)
+    assert raw.data == {"routes": ["a", "b"], "other": [None]}
+    assert raw.place(("routes", 1)) == "flags"
+    file.write_text("routes: [c]\n")
+    assert raw.again().data == {"routes": ["c", "b"], "other": [None]}
+
+
 def test_overrides_do_not_change_what_was_passed() -> None:
     """The caller's mapping is copied."""
     mine = {"gateway": {"port": 3}}

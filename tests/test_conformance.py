@@ -77,7 +77,13 @@ def test_the_guard_notices_what_is_missing(kind: type[Good]) -> None:
 
 def test_every_standard_test_says_what_must_hold() -> None:
     """A failing one explains itself; and each class has some."""
-    for name in ("HubConformance", "ProviderConformance", "StrategyConformance", "StoreConformance"):
+    for name in (
+        "HubConformance",
+        "SupplyConformance",
+        "ProviderConformance",
+        "StrategyConformance",
+        "StoreConformance",
+    ):
         kind = getattr(conformance, name)
         tests = standard_tests(kind)
         assert issubclass(kind, Conformance)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from gleitzeit_core.cli.app import OWN
 from gleitzeit_core.config import RouteOptions
 from gleitzeit_core.config_reading import PluginsSection
 from gleitzeit_core.hookspecs import HookSpecs
@@ -19,6 +23,7 @@ from gleitzeit_core.hub import HubOptions, ResourceHub
 from gleitzeit_core.manager import ResourceManager
 from gleitzeit_core.plugins import PluginHost
 from gleitzeit_core.strategies.base import Strategy
+from gleitzeit_ollama.testing import OllamaServer
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -152,3 +157,39 @@ async def test_example_provider_counts(tmp_path: Path) -> None:
         assert await manager.execute("words/count", {"text": "a b c"}) == 3
         processes = [report.instance.handle for report in manager.instances()]
     assert [process.returncode is not None for process in processes] == [True]
+
+
+def test_commands_are_documented() -> None:
+    """Each command of the program stands in the page about commands."""
+    page = (ROOT / "docs/commands.md").read_text()
+    for name in (*OWN, *{full.split()[0] for full in PluginHost.load().commands}):
+        assert f"| `gleitzeit {name}`" in page, name
+
+
+@pytest.mark.parametrize(
+    "line", re.findall(r"^\$ gleitzeit (.*)$", (ROOT / "docs/commands.md").read_text(), re.MULTILINE)
+)
+def test_commands_of_the_page_are_understood(line: str) -> None:
+    """Each command line of that page has options that exist: with ``--help`` at its end it explains itself."""
+    done = subprocess.run(
+        [sys.executable, "-m", "gleitzeit_core.cli", *shlex.split(line), "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+async def test_examples_of_the_library_page_run(tmp_path: Path) -> None:
+    """All of them, one after the other, as parts of one program with a manager over a server."""
+    page = (ROOT / "docs/library.md").read_text()
+    blocks = re.findall(r"<!-- run -->\n```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == page.count("```python") - 1
+    names: dict[str, Any] = {}
+    exec("async def program(manager):\n" + textwrap.indent("\n".join(blocks), "    "), names)  # noqa: S102 - our own page
+    async with OllamaServer(models=["smollm2"]) as server:
+        hub = {"type": "ollama", "discover": False, "instances": [server.url]}
+        (tmp_path / "gleitzeit.yaml").write_text(json.dumps({"hubs": {"lan": hub}}))
+        async with ResourceManager.from_config(tmp_path / "gleitzeit.yaml") as manager:
+            await names["program"](manager)
+            assert [report.state for report in manager.instances()] == ["ready"]

@@ -5,10 +5,12 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pydantic import ValidationError
 
 from gleitzeit_core.errors import FailureKind, InstanceFailure
-from gleitzeit_core.health import HealthMonitor
+from gleitzeit_core.health import CheckOptions, CheckResult, HealthMonitor
 from gleitzeit_core.pool import State
+from gleitzeit_core.testing.clock import ManualClock
 from gleitzeit_core.testing.machine import make_instance
 from gleitzeit_core.testing.todo import Todo, Todos
 
@@ -42,9 +44,12 @@ class Ward:
         self.checks: Todos[Check] = Todos()
         self.verdicts: list[tuple[str, str]] = []
         self.found: list[ResourceInstance] = []
-        self.monitor = HealthMonitor(self, random=Random(0))
+        self.degraded: list[str] = []
+        self.extra: dict[str, Any] = {}
+        self.clock = ManualClock()
+        self.monitor = HealthMonitor(self, random=Random(0), clock=self.clock)
 
-    async def check(self, instance: ResourceInstance) -> ResourceInstance:
+    async def examine(self, instance: ResourceInstance) -> ResourceInstance:
         """As a hub."""
         found: ResourceInstance = await self.checks.add(Check(instance)).wait()
         return found
@@ -59,6 +64,11 @@ class Ward:
         assert instance_id
         self.verdicts.append((state.value, reason))
 
+    def set_degraded(self, instance_id: str, source: str, reason: str) -> None:
+        """As a sink."""
+        assert (bool(instance_id), source) == (True, "latency")
+        self.degraded.append(reason)
+
     def watch(
         self,
         interval_s: float = NEVER_S,
@@ -69,7 +79,8 @@ class Ward:
     ) -> ResourceInstance:
         """Begin to check, or learn of a change."""
         instance = make_instance(changes.pop("name", "a"), **{"probe": True, **changes})
-        self.monitor.watch(instance, self, interval_s=interval_s, timeout_s=timeout_s, up=up)
+        self.options = CheckOptions(check_interval_s=interval_s, check_timeout_s=timeout_s, **self.extra)
+        self.monitor.watch(instance, self, up=up)
         return instance
 
     async def ask(self, instance: ResourceInstance) -> tuple[asyncio.Task[bool], Check]:
@@ -305,3 +316,153 @@ async def test_closing_ends_all_checks(ward: Ward) -> None:
     assert asyncio.all_tasks() == before
     ward.watch(name="too late")
     assert repr(ward.monitor) == "<HealthMonitor watches 0, 0 failing>"
+
+
+# -- thresholds -------------------------------------------------------------------------------------------------------------
+
+
+async def say(ward: Ward, instance: ResourceInstance, *verdicts: FailureKind | None, took_s: float = 0.0) -> None:
+    """Checks, one after another, that find what is said; None for well."""
+    for kind in verdicts:
+        task, check = await ward.ask(instance)
+        ward.clock.advance(took_s)
+        if kind is None:
+            check.finish(instance)
+        else:
+            check.fails(kind)
+        await task
+
+
+async def test_how_many_failures_it_takes_is_an_option(ward: Ward) -> None:
+    """In a row; but a refused connection needs no second."""
+    ward.extra = {"check_failures": 4}
+    instance = ward.watch()
+    bad = FailureKind.TIMEOUT
+    await say(ward, instance, bad, bad, bad, None, bad, bad, bad)
+    assert ward.verdicts == [("ready", "")]
+    await say(ward, instance, bad)
+    assert ward.verdicts[-1] == ("down", "timeout it is")
+    await say(ward, instance, None, FailureKind.REFUSED)
+    assert ward.verdicts[-1] == ("down", "refused it is")
+
+
+async def test_what_was_taken_out_may_need_several_good_checks(ward: Ward) -> None:
+    """In a row, and the next one comes soon; what is new needs one."""
+    ward.extra = {"check_successes": 3}
+    instance = ward.watch(up=False)
+    await say(ward, instance, None, FailureKind.REFUSED, None, None)
+    assert ward.verdicts == [("ready", ""), ("down", "refused it is")]
+    await say(ward, instance, FailureKind.TIMEOUT, None, None)
+    assert ward.verdicts[-1][0] == "down"
+    await say(ward, instance, None)
+    assert ward.verdicts[-1] == ("ready", "")
+
+
+@pytest.mark.parametrize("kind", [FailureKind.REFUSED, FailureKind.UNAUTHORIZED])
+async def test_what_is_not_yet_back_is_asked_again_soon(ward: Ward, kind: FailureKind) -> None:
+    """Long before its interval has passed, although its last check was good."""
+    ward.extra = {"check_successes": 2}
+    instance = ward.watch()
+    await say(ward, instance, kind, None)
+    (await ward.checks.next()).finish(instance)
+    await asyncio.sleep(0)
+    assert ward.verdicts[-1] == ("ready", "")
+
+
+async def test_what_a_request_found_down_needs_as_many(ward: Ward) -> None:
+    """It makes no difference who noticed."""
+    ward.extra = {"check_successes": 2}
+    instance = ward.watch()
+    ward.watch(up=False)
+    await say(ward, instance, None)
+    assert not ward.verdicts
+    await say(ward, instance, None)
+    assert ward.verdicts == [("ready", "")]
+
+
+async def test_what_is_found_counts_before_it_is_back(ward: Ward) -> None:
+    """A model that is there now is known, although the instance has to prove itself once more."""
+    ward.extra = {"check_successes": 2}
+    instance = ward.watch()
+    await say(ward, instance, FailureKind.REFUSED)
+    task, check = await ward.ask(instance)
+    found = instance.changed(capabilities=frozenset({"x"}))
+    check.finish(found)
+    await task
+    assert (ward.found, ward.verdicts[-1][0]) == ([found], "down")
+
+
+async def test_changed_options_count_from_the_next_check_on(ward: Ward) -> None:
+    """They are looked at anew each time."""
+    instance = ward.watch()
+    await say(ward, instance, FailureKind.TIMEOUT)
+    ward.options = CheckOptions(check_interval_s=NEVER_S, check_timeout_s=NEVER_S, check_failures=3)
+    await say(ward, instance, FailureKind.TIMEOUT)
+    assert not ward.verdicts
+    await say(ward, instance, FailureKind.TIMEOUT)
+    assert ward.verdicts == [("down", "timeout it is")]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"check_failures": 0}, {"check_successes": 0}, {"check_slow_s": 0}, {"check_interval_s": float("nan")}]
+)
+def test_options_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
+    """At once."""
+    with pytest.raises(ValidationError):
+        CheckOptions.model_validate(wrong)
+
+
+# -- slow, and history --------------------------------------------------------------------------------------------------------
+
+
+async def test_three_slow_checks_are_degraded(ward: Ward) -> None:
+    """Two are not, nor are three with a fast one between; the first fast one ends it."""
+    ward.extra = {"check_slow_s": 2.0}
+    instance = ward.watch()
+    await say(ward, instance, None, None, took_s=3.0)
+    await say(ward, instance, None, took_s=2.0)
+    await say(ward, instance, None, None, took_s=3.0)
+    assert not ward.degraded
+    await say(ward, instance, None, None, took_s=3.0)
+    assert set(ward.degraded) == {"checks take longer than 2 s"}
+    await say(ward, instance, None, None, took_s=0.1)
+    assert ward.degraded[-1:] == [""]
+    assert ward.degraded.count("") == 1
+
+
+async def test_nothing_is_slow_unless_an_option_says_so(ward: Ward) -> None:
+    """How long is long depends on what is asked."""
+    await say(ward, ward.watch(), *[None] * 5, took_s=1000.0)
+    assert not ward.degraded
+
+
+async def test_the_last_checks_are_remembered(ward: Ward) -> None:
+    """With their time, how long they took, and what was wrong: 32 at most."""
+    instance = ward.watch()
+    await say(ward, instance, None, took_s=0.5)
+    await say(ward, instance, FailureKind.TIMEOUT, took_s=1.5)
+    at = ward.clock.wall()
+    assert ward.monitor.history(instance.id) == (
+        CheckResult(at - 1.5, ok=True, took_s=0.5),
+        CheckResult(at, ok=False, took_s=1.5, reason="timeout it is"),
+    )
+    await say(ward, instance, *[None] * 50)
+    assert [result.ok for result in ward.monitor.history(instance.id)] == [True] * 32
+
+
+async def test_a_failure_without_a_reason_is_a_failure(ward: Ward) -> None:
+    """A plugin may have nothing to say."""
+    task, check = await ward.ask(ward.watch())
+    check.fail(InstanceFailure(FailureKind.REFUSED, ""))
+    assert not await task
+    assert ward.verdicts == [("down", "")]
+    assert not ward.monitor.history(check.instance.id)[0].ok
+
+
+async def test_what_is_not_watched_has_no_history(ward: Ward) -> None:
+    """Neither what nobody knows nor what is watched no more; and what was said of it meanwhile does not count."""
+    instance = ward.watch()
+    await say(ward, instance, None)
+    assert len(ward.monitor.history(instance.id)) == 1
+    ward.monitor.forget(instance.id)
+    assert ward.monitor.history(instance.id) == ward.monitor.history("nobody") == ()

@@ -391,7 +391,7 @@ async def test_what_comes_while_its_hub_is_removed_goes_again() -> None:
 
 
 async def test_external_instances_are_never_stopped() -> None:
-    """Drained, they are forgotten; their hub is not even asked."""
+    """Drained, they stay known as such; their hub is not even asked."""
     async with shell() as on:
         hub = Slow()
         ours = [make_instance(name, ownership=name) for name in (Ownership.MANAGED, Ownership.ADOPTED)]
@@ -403,9 +403,10 @@ async def test_external_instances_are_never_stopped() -> None:
             while not step.what.startswith("retire"):
                 step = await hub.steps.next()
             step.finish()
-        while hub.instances:
+        while len(hub.instances) > 1:
             await asyncio.sleep(0)
         assert [entry for entry in hub.log if entry.startswith("retire")] == ["retire managed", "retire adopted"]
+        assert states(on) == {"external": "drained"}
 
 
 async def test_an_instance_that_cannot_be_retired_is_gone_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
@@ -434,6 +435,25 @@ async def test_what_was_started_anew_while_it_was_retired_stays() -> None:
         assert states(on) == {"a": "ready"}
 
 
+async def test_what_was_started_anew_is_retired_on_its_own() -> None:
+    """Also while the old one's retirement still goes on: that ends neither the new one's life nor its retirement."""
+    async with shell() as on:
+        hub = Slow()
+        await started(on, hub, make_instance("a", ownership=Ownership.MANAGED))
+        for generation in (0, 1):
+            hub.publish(hub.instances[0].changed(generation=generation))
+            on.admission.drain(hub.instances[0].id)
+            while hub.log.count("retire a") <= generation:
+                await asyncio.sleep(0)
+        old, new = (step for step in hub.steps.all if step.what == "retire a")
+        old.finish()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert states(on) == {"a": "draining"}
+        new.finish()
+        await until(on, "gone")
+
+
 # -- recycling and scaling ---------------------------------------------------------------------------------------------------
 
 
@@ -446,6 +466,7 @@ async def test_a_use_is_cleaned_up_after(answer: bool | None) -> None:  # noqa: 
         work = ticket()
         slot = on.admission.submit(work)
         assert slot is not None
+        slot.used = True
         on.admission.release(work, slot, OUTCOME)
         while "recycle" not in hub.log:
             await asyncio.sleep(0)
@@ -457,7 +478,7 @@ async def test_a_use_is_cleaned_up_after(answer: bool | None) -> None:  # noqa: 
             todo.finish(answer)
         while not slot.freed:
             await asyncio.sleep(0)
-        assert ("a" in states(on)) is (answer is True) or states(on)["a"] == "draining"
+        assert states(on) == {"a": "ready" if answer else "drained"}
 
 
 async def test_a_hub_is_asked_once_at_a_time_and_again_for_what_came_meanwhile() -> None:

@@ -5,14 +5,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gleitzeit_core.breaker import BreakerPolicy, BreakerState
-from gleitzeit_core.effects import Changed, Suspect
+from gleitzeit_core.effects import Changed, Emptied, Recycle, Suspect
 from gleitzeit_core.errors import FailureKind
 from gleitzeit_core.pool import State
 from gleitzeit_core.requests import Outcome, Result
+from gleitzeit_core.resources import Ownership
 from gleitzeit_core.testing.machine import Machine
 
 if TYPE_CHECKING:
-    from gleitzeit_core.records import Snapshot
+    from gleitzeit_core.records import Slot, Snapshot
 
 STILL = BreakerPolicy(jitter=0.0)
 
@@ -231,7 +232,7 @@ def test_what_says_nothing_of_the_instance_is_not_counted(machine: Machine, kind
         result = Result.FAILED if kind else Result.CANCELLED
         machine.admission.release(machine.ticket(), slot, Outcome(result=result, kind=kind, retry_after_s=0.0))
         machine.clock.advance(0.0)
-    assert (record.condition, record.room) == ("ready", 4)
+    assert (record.condition, record.room) == ("ready", 1 if kind is FailureKind.BUSY else 4)
 
 
 @pytest.mark.parametrize(
@@ -253,14 +254,14 @@ def test_however_a_try_on_trial_ends_its_permit_is_given_back(machine: Machine, 
 
 
 def test_a_busy_instance_is_left_alone_as_long_as_it_asks(machine: Machine) -> None:
-    """It keeps what it has, and comes back by itself."""
+    """It keeps what it has, and comes back by itself: with what it has shown it can take."""
     record = machine.add("a")
     use(machine, "a", FailureKind.BUSY, retry_after_s=3.0)
     assert (record.condition, record.room) == ("ready", 0)
     machine.clock.advance(2.999)
     assert record.room == 0
     machine.clock.advance(0.001)
-    assert record.room == 4
+    assert record.room == 1
 
 
 @pytest.mark.parametrize(("asked", "given"), [(None, 1.0), (1e9, 60.0), (-5.0, 0.0), (float("nan"), 0.0)])
@@ -269,7 +270,7 @@ def test_what_a_busy_instance_asks_for_is_bounded(machine: Machine, asked: float
     record = machine.add("a")
     use(machine, "a", FailureKind.BUSY, retry_after_s=asked)
     machine.clock.advance(given)
-    assert record.room == 4
+    assert record.room == 1
 
 
 def test_a_shorter_wish_does_not_end_a_longer_one(machine: Machine) -> None:
@@ -282,7 +283,7 @@ def test_a_shorter_wish_does_not_end_a_longer_one(machine: Machine) -> None:
     machine.clock.advance(9.0)
     assert record.room == 0
     machine.clock.advance(1.0)
-    assert record.room == 4
+    assert record.room == 1
 
 
 def test_refused_is_down_at_once(machine: Machine) -> None:
@@ -352,6 +353,276 @@ def test_a_recovery_counts_what_still_runs(machine: Machine) -> None:
     machine.admission.set_state(record.instance.id, State.DOWN)
     machine.admission.set_state(record.instance.id, State.READY)
     assert record.room == 1
+
+
+# -- limits learned from busy answers ----------------------------------------------------------------------------------------
+
+
+def busy(machine: Machine, *slots: Slot) -> None:
+    """The tries on these slots are refused as too many; there is no need to wait."""
+    for slot in slots:
+        outcome = Outcome(result=Result.FAILED, kind=FailureKind.BUSY, retry_after_s=0.0)
+        machine.admission.release(machine.ticket(), slot, outcome)
+    machine.clock.advance(0.0)
+
+
+def good(machine: Machine, *slots: Slot) -> None:
+    """The tries on these slots end well."""
+    for slot in slots:
+        machine.admission.release(machine.ticket(), slot, Outcome(result=Result.OK))
+
+
+def test_a_busy_answer_teaches_how_much_is_too_much(machine: Machine) -> None:
+    """Ten at once, four of which it takes: then it gets four."""
+    record, pool = machine.add("a", max_concurrent=16), machine.admission.pool
+    slots = [pool.take(record) for _ in range(10)]
+    busy(machine, *slots[4:])
+    assert (record.limit, record.capacity, record.room) == (4, 4, 0)
+    assert "4/4 in flight" in repr(record)
+
+
+def test_a_limit_is_never_below_one(machine: Machine) -> None:
+    """Busy with somebody else's work, it is asked again all the same."""
+    record, pool = machine.add("a"), machine.admission.pool
+    for _ in range(3):
+        busy(machine, pool.take(record))
+    assert (record.limit, record.room) == (1, 1)
+
+
+def test_a_limit_grows_with_as_many_successes_at_it(machine: Machine) -> None:
+    """By one each time, until it is what the instance says of itself."""
+    record, pool = machine.add("a", max_concurrent=4), machine.admission.pool
+    slots = [pool.take(record) for _ in range(3)]
+    busy(machine, slots.pop(), slots.pop())
+    assert record.limit == 1
+    seen = []
+    while record.limit is not None:
+        slots += [pool.take(record) for _ in range(record.room)]
+        good(machine, slots.pop())
+        seen.append(record.limit)
+    assert seen == [2, 2, 3, 3, 3, None]
+    assert record.room == 2
+
+
+def test_successes_below_the_limit_teach_nothing(machine: Machine) -> None:
+    """One request at a time does not show that five would do."""
+    record, pool = machine.add("a", max_concurrent=9), machine.admission.pool
+    slots = [pool.take(record) for _ in range(5)]
+    busy(machine, slots.pop())
+    good(machine, *slots[:-1])
+    assert record.limit == 4
+    for _ in range(20):
+        good(machine, pool.take(record))
+    assert record.limit == 4
+
+
+def test_a_busy_answer_begins_the_growth_anew(machine: Machine) -> None:
+    """As many successes in a row, not in sum."""
+    record, pool = machine.add("a", max_concurrent=9), machine.admission.pool
+    slots = [pool.take(record) for _ in range(4)]
+    busy(machine, slots.pop())
+    good(machine, slots.pop())
+    slots += [pool.take(record), pool.take(record)]
+    busy(machine, slots.pop())
+    good(machine, slots.pop())
+    slots.append(pool.take(record))
+    good(machine, slots.pop())
+    assert record.limit == 3
+    slots.append(pool.take(record))
+    good(machine, slots.pop())
+    assert record.limit == 4
+
+
+@pytest.mark.parametrize("changes", [{"max_concurrent": 2}, {"generation": 1}])
+def test_a_limit_ends_with_what_it_was_learned_of(machine: Machine, changes: dict[str, object]) -> None:
+    """An instance that offers less itself, or was started anew, has no limit beside its own."""
+    record, pool = machine.add("a", max_concurrent=8), machine.admission.pool
+    busy(machine, [pool.take(record) for _ in range(4)][-1])
+    assert record.limit == 3
+    assert machine.add("a", **{"max_concurrent": 8, **changes}).limit is None
+
+
+def test_a_slow_start_ends_at_the_learned_limit(machine: Machine) -> None:
+    """Not at a number that it cannot take."""
+    record, pool = machine.add("a", max_concurrent=16, probe=True), machine.admission.pool
+    busy(machine, *[pool.take(record) for _ in range(5)][1:])
+    machine.admission.set_state(record.instance.id, State.DOWN)
+    machine.admission.set_state(record.instance.id, State.READY)
+    record.limit = 3
+    good(machine, pool.take(record))
+    assert record.allowance is None
+    assert record.room == 3 - record.in_flight
+
+
+# -- degraded -----------------------------------------------------------------------------------------------------------------
+
+
+def mixed(machine: Machine, name: str, pattern: str) -> None:
+    """Tries that end well (``+``) or badly (``-``)."""
+    for end in pattern:
+        use(machine, name, FailureKind.SERVER_ERROR if end == "-" else None)
+
+
+def test_one_failure_in_ten_is_degraded(machine: Machine) -> None:
+    """Among twenty at least; it serves on, and counts half."""
+    record = machine.add("a", weight=2.0)
+    mixed(machine, "a", "+++++++++-+++++++++")
+    assert (record.condition, record.why) == ("ready", "")
+    mixed(machine, "a", "-")
+    assert (record.condition, record.serving, record.why) == ("degraded", True, "2 of the last 20 tries failed")
+    assert serving(machine) == ["a"]
+    machine.admission.pool.take(record)
+    assert record.load == 1.0
+
+
+def test_it_is_degraded_until_less_than_one_in_twenty_fails(machine: Machine) -> None:
+    """So that it does not go to and fro; observers hear of both, once."""
+    record = machine.add("a")
+    machine.taken(Changed)
+    mixed(machine, "a", "+" * 18 + "--" + "+" * 20)
+    assert record.condition == "degraded"
+    mixed(machine, "a", "+" * 20)
+    changes = [(effect.change.state, effect.change.reason) for effect in machine.taken(Changed)]
+    assert changes == [("degraded", "2 of the last 20 tries failed"), ("ready", "")]
+    assert not record.degraded
+
+
+def test_time_ends_it_too(machine: Machine) -> None:
+    """What gets no work any more is not called degraded for ever; its timer goes with it."""
+    record = machine.add("a")
+    mixed(machine, "a", "+" * 18 + "--")
+    assert machine.clock.pending == 1
+    machine.clock.advance(30.0)
+    assert (record.condition, machine.clock.pending) == ("ready", 0)
+
+
+def test_what_is_ejected_is_that_and_no_more(machine: Machine) -> None:
+    """And when it comes back it begins anew."""
+    machine.add("other")
+    record = machine.add("a")
+    mixed(machine, "a", "+" * 18 + "--")
+    mixed(machine, "a", "-----")
+    assert (record.condition, record.serving, record.degraded) == ("ejected", False, {})
+    machine.clock.advance(5.0)
+    mixed(machine, "a", "+")
+    assert record.condition == "ready"
+
+
+def test_several_may_call_it_degraded(machine: Machine) -> None:
+    """Each for its own reason, and each takes back its own; unknown instances are left alone."""
+    record = machine.add("a")
+    name = record.instance.id
+    machine.admission.set_degraded(name, "latency", "slow")
+    machine.admission.set_degraded(name, "disk", "full")
+    assert (record.condition, record.why) == ("degraded", "slow; full")
+    machine.admission.set_degraded(name, "latency", "")
+    assert (record.condition, record.why) == ("degraded", "full")
+    machine.admission.set_degraded(name, "disk", "")
+    machine.admission.set_degraded(name, "disk", "")
+    machine.admission.set_degraded("nobody", "disk", "full")
+    assert (record.condition, record.why) == ("ready", "")
+
+
+def test_a_degraded_one_gets_half_as_much(machine: Machine) -> None:
+    """Of three requests to two alike it has one."""
+    first, second = machine.add("a", max_concurrent=99), machine.add("b", max_concurrent=99)
+    machine.admission.set_degraded(first.instance.id, "latency", "slow")
+    for _ in range(30):
+        machine.submit()
+    assert (first.in_flight, second.in_flight) == (10, 20)
+
+
+def test_what_is_down_is_not_called_degraded(machine: Machine) -> None:
+    """Its reason is that of its state."""
+    record = machine.add("a", probe=True)
+    machine.admission.set_degraded(record.instance.id, "latency", "slow")
+    machine.admission.set_state(record.instance.id, State.DOWN, "dead")
+    assert (record.condition, record.serving, record.why) == ("down", False, "dead")
+
+
+# -- draining and coming back --------------------------------------------------------------------------------------------------
+
+
+def test_an_external_instance_is_drained_when_its_last_work_ends(machine: Machine) -> None:
+    """Until then it drains; it stays known, and is not up."""
+    record = machine.add("a")
+    slot = machine.admission.pool.take(record)
+    machine.taken(Changed)
+    machine.admission.drain(record.instance.id, "by hand")
+    assert (record.condition, record.why) == ("draining", "by hand")
+    good(machine, slot)
+    assert (record.condition, serving(machine)) == ("drained", [])
+    assert [effect.change.state for effect in machine.taken(Changed)] == ["draining", "drained"]
+    assert len(machine.taken(Emptied)) == 1
+
+
+def test_one_of_our_own_is_never_drained(machine: Machine) -> None:
+    """It drains until it is retired."""
+    record = machine.add("a", ownership=Ownership.MANAGED)
+    machine.admission.drain(record.instance.id)
+    assert record.condition == "draining"
+
+
+@pytest.mark.parametrize(("probe", "state", "room"), [(True, "down", 0), (False, "ready", 1)])
+def test_what_is_resumed_comes_back(machine: Machine, probe: bool, state: str, room: int) -> None:  # noqa: FBT001 - a table
+    """After its next check, or at once when nobody may check it; and slowly."""
+    record = machine.add("a", probe=probe)
+    machine.admission.drain(record.instance.id)
+    machine.admission.resume(record.instance.id)
+    assert (record.condition, record.room) == (state, room)
+    machine.admission.set_state(record.instance.id, State.READY)
+    assert (record.condition, record.room, record.why) == ("ready", 1, "")
+
+
+def test_resuming_what_does_not_drain_changes_nothing(machine: Machine) -> None:
+    """Neither what is down nor what is gone."""
+    record = machine.add("a", State.DOWN, probe=True)
+    machine.effects.clear()
+    machine.admission.resume(record.instance.id)
+    machine.admission.resume("nobody")
+    assert (record.state, machine.effects) == (State.DOWN, [])
+
+
+def test_those_who_wait_get_what_is_resumed(machine: Machine) -> None:
+    """As if it were new."""
+    record = machine.add("a", max_concurrent=1, probe=False)
+    machine.add("b", max_concurrent=1)
+    machine.admission.drain(record.instance.id)
+    machine.submit()
+    waiting = machine.submit()
+    assert not machine.where(waiting)
+    machine.admission.resume(record.instance.id)
+    assert machine.where(waiting) == "a"
+
+
+# -- idle, and used ------------------------------------------------------------------------------------------------------------
+
+
+def test_it_is_known_since_when_an_instance_has_nothing_to_do(machine: Machine) -> None:
+    """From its arrival, then from the end of its last work on."""
+    machine.clock.advance(1.0)
+    record = machine.add("a")
+    assert record.idle_since == machine.clock.monotonic()
+    for total_s in (3.0, 2.0):
+        ticket = machine.submit()
+        machine.clock.advance(total_s)
+        machine.release(ticket, total_s=total_s)
+        assert record.idle_since == machine.clock.monotonic()
+        machine.clock.advance(1.0)
+
+
+def test_what_was_not_used_is_not_made_ready_again(machine: Machine) -> None:
+    """A slot whose caller left before the work began is free at once; one that was used is cleaned up after."""
+    machine.shelf.recycles = True
+    record, pool = machine.add("a"), machine.admission.pool
+    unused, used = pool.take(record), pool.take(record)
+    used.used = True
+    for slot in (unused, used):
+        machine.admission.release(machine.ticket(), slot, Outcome(result=Result.CANCELLED))
+    assert (unused.freed, used.freed) == (True, False)
+    assert [effect.slot for effect in machine.taken(Recycle)] == [used]
+    machine.admission.recycled(used, keep=True)
+    assert used.freed
 
 
 # -- panic --------------------------------------------------------------------------------------------------------------------

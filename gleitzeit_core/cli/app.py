@@ -16,12 +16,17 @@ OWN: Final[Mapping[str, tuple[str, str]]] = {
     "chat": (f"{_HOME}.chat:chat", "Chat with a model, or ask it one question."),
     "config": (f"{_HOME}.config:config", "Check and show the configuration."),
     "init": (f"{_HOME}.init:init", "Write a commented configuration file."),
-    "instances": (f"{_HOME}.status:instances", "List the instances and how they are."),
+    "events": (f"{_HOME}.events:events", "Follow what happens in a running gateway."),
+    "instances": (f"{_HOME}.instances:instances", "List the instances, add, drain and remove them."),
+    "metrics": (f"{_HOME}.metrics:metrics", "Show rates, latencies and tokens."),
     "models": (f"{_HOME}.models:models", "List the models and manage them."),
     "plugins": (f"{_HOME}.plugins:plugins", "List the plugins and what they provide."),
+    "queues": (f"{_HOME}.status:queues", "Show who waits, for what and how long."),
+    "reload": (f"{_HOME}.reload:reload", "Let a running gateway read its configuration again."),
     "run": (f"{_HOME}.run:run", "Carry out any method and print its answer."),
     "status": (f"{_HOME}.status:status", "Show what a running gateway is doing."),
     "strategies": (f"{_HOME}.strategies:strategies", "List the balancing strategies and explain them."),
+    "top": (f"{_HOME}.top:top", "Watch a running gateway."),
 }
 """The core's own commands: import string and summary. A plugin cannot take one of these names."""
 

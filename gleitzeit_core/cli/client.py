@@ -14,7 +14,7 @@ from gleitzeit_core.errors import GleitzeitError
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator, Iterator, Sequence
 
 _CONNECT_TIMEOUT_S: Final = 5.0
 _ANSWER_TIMEOUT_S: Final = 15.0
@@ -22,7 +22,7 @@ _ANSWER_TIMEOUT_S: Final = 15.0
 _DEADLINE_GRACE_S: Final = 0.5
 """The gateway says better why a deadline has passed, so it gets this much longer to say it."""
 _MAX_BODY_BYTES: Final = 256 << 20
-_OK: Final = 200
+_SUCCESSES: Final = (200, 201)
 _UNAUTHORIZED: Final = 401
 _NOT_FOUND: Final = 404
 
@@ -39,11 +39,13 @@ class GatewayError(GleitzeitError):
     Args:
         message: A sentence for a person.
         code: The gateway's own code of the error, if it gave one.
+        problems: What is wrong with a configuration, one by one, if that was the error.
     """
 
-    def __init__(self, message: str, code: str = "gateway") -> None:
+    def __init__(self, message: str, code: str = "gateway", problems: Sequence[Mapping[str, Any]] = ()) -> None:
         super().__init__(message)
         self.code = code  # type: ignore[misc]  # whatever the gateway says
+        self.problems = tuple(problems)
 
 
 class GatewayClient:
@@ -91,6 +93,42 @@ class GatewayClient:
     def models(self) -> dict[str, Any]:
         """The models, as Ollama lists them."""
         return self._object("GET", "/api/tags")
+
+    def admin(
+        self, verb: str, path: str, body: object = None, *, timeout_s: float | None = _ANSWER_TIMEOUT_S
+    ) -> dict[str, Any]:
+        """Ask or change something below ``/admin``.
+
+        Args:
+            verb: Of HTTP.
+            path: Below ``/admin``, with its slash; what it is put together from must be quoted.
+            body: Anything JSON; None for nothing.
+            timeout_s: For the whole exchange; None for no limit.
+
+        Raises:
+            GatewayDown: Nothing listens.
+            GatewayError: It was refused.
+        """
+        return self._object(verb, f"/admin{path}", body, timeout_s)
+
+    def events(self, *, requests: bool = False) -> Generator[dict[str, Any], None, None]:
+        """What happens there, as it happens, until the gateway ends.
+
+        Args:
+            requests: Whether each finished request is told as well.
+
+        Raises:
+            GatewayDown: Nothing listens.
+            GatewayError: It was refused, or the connection broke off.
+        """
+        with self._exchange("GET", f"/admin/events{'?requests=1' if requests else ''}", None, None) as (response, _):
+            if response.headers.get_content_type() != "text/event-stream":
+                # A status of success, but no events: says what it is instead.
+                self._parsed(response.read(_MAX_BODY_BYTES), whole=not response.length)
+                raise self._strange("something that is no stream of events")
+            while line := response.readline(_MAX_BODY_BYTES):
+                if line.startswith(b"data:"):
+                    yield self._parsed(line.removeprefix(b"data:"), whole=line.endswith(b"\n"))
 
     def call(self, method: str, params: Mapping[str, Any], timeout_s: float | None) -> Any:  # noqa: ANN401 - the method's own
         """Carry `method` out and return its answer.
@@ -163,9 +201,10 @@ class GatewayClient:
         try:
             self._connect(connection)
             limit = _Limit(connection.sock, timeout_s)
-            connection.request(verb, self._path + path, json.dumps(body).encode() if body else None, self._headers())
+            content = None if body is None else json.dumps(body).encode()
+            connection.request(verb, self._path + path, content, self._headers())
             response = connection.getresponse()
-            if response.status != _OK:
+            if response.status not in _SUCCESSES:
                 raise self._refusal(response, path)
             yield response, limit
         except TimeoutError:
@@ -248,6 +287,20 @@ class _Limit:
             self._sock.settimeout(left_s)
 
 
+@contextmanager
+def understood(url: str) -> Iterator[None]:
+    """Whoever reads a gateway's answer in this block expects it to be one; if it is not, that is told.
+
+    Raises:
+        GatewayError: The answer is JSON, but has another shape.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError):
+        text = f"{url} has another idea of its answer: is it a Gleitzeit gateway of this version?"
+        raise GatewayError(text, "strange_answer") from None
+
+
 def _split(url: str) -> tuple[SplitResult, int | None]:
     """The parts of a gateway's address, and its port.
 
@@ -278,4 +331,5 @@ def _reported(answer: object) -> GatewayError | None:
         return None
     data = error.get("data")
     code = data.get("code") if isinstance(data, Mapping) else error.get("code")
-    return GatewayError(error["message"], code if isinstance(code, str) else "gateway")
+    problems = [problem for problem in error.get("problems") or () if isinstance(problem, Mapping)]
+    return GatewayError(error["message"], code if isinstance(code, str) else "gateway", problems)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from rich.console import Console
+    from rich.table import Table
 
 _PIPE_WIDTH: Final = 10_000
 _CONTROLS: Final = {n: f"\\x{n:02x}" for n in (*range(32), *range(127, 160)) if chr(n) not in "\n\t"}
@@ -25,6 +26,8 @@ _STATE_STYLES: Final = {
     "ready": "green",
     "starting": "yellow",
     "draining": "yellow",
+    "degraded": "yellow",
+    "drained": "yellow",
     "ejected": "yellow",
     "conflict": "yellow",
     "disabled": "dim",
@@ -72,20 +75,25 @@ def write_json(data: Any, *, indent: int | None = 2) -> None:  # noqa: ANN401 - 
 
 def write_table(columns: Sequence[Column], rows: Iterable[Sequence[object]]) -> None:
     """Print a table. A cell that is None, empty or False is shown as a dash."""
+    console = _console()
+    with console.capture() as captured:
+        console.print(table(columns, rows))
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def table(columns: Sequence[Column], rows: Iterable[Sequence[object]]) -> Table:
+    """The same table, for whoever prints it."""
     from rich.table import Table  # noqa: PLC0415 - slow
     from rich.text import Text  # noqa: PLC0415 - slow
 
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    made = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
-        table.add_column(column.title.upper(), justify="right" if column.right else "left", overflow="fold")
+        made.add_column(column.title.upper(), justify="right" if column.right else "left", overflow="fold")
     for row in rows:
         cells = [_cell(value) for value in row]
         styles = [_STATE_STYLES.get(cell, "") if c.state else "" for c, cell in zip(columns, cells, strict=True)]
-        table.add_row(*(Text(cell, style) for cell, style in zip(cells, styles, strict=True)))
-    console = _console()
-    with console.capture() as captured:
-        console.print(table)
-    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+        made.add_row(*(Text(cell, style) for cell, style in zip(cells, styles, strict=True)))
+    return made
 
 
 def note(text: str) -> None:

@@ -1,4 +1,4 @@
-"""``gleitzeit status`` and ``gleitzeit instances``: what a running gateway is doing."""
+"""``gleitzeit status`` and ``gleitzeit queues``: what a running gateway is doing."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from gleitzeit_core.cli.client import GatewayError
-from gleitzeit_core.cli.commands import Command, LazyGroup
+from gleitzeit_core.cli.client import understood
+from gleitzeit_core.cli.commands import Command
 from gleitzeit_core.cli.connection import Connection, connection_options
 from gleitzeit_core.cli.context import Invocation, pass_invocation
+from gleitzeit_core.cli.instances import COLUMNS, row
 from gleitzeit_core.cli.output import Column, duration, write, write_json, write_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_COLUMNS: Final = (
-    Column("id"),
-    Column("hub"),
-    Column("state", state=True),
-    Column("busy", right=True),
-    Column("served", right=True),
-    Column("success", right=True),
-    Column("p50", right=True),
-    Column("p95", right=True),
-    Column("can do (* ready now)"),
-    Column("reason"),
+QUEUES: Final = (
+    Column("route"),
+    Column("for"),
+    Column("waiting", right=True),
+    Column("limit", right=True),
+    Column("oldest", right=True),
+    Column("served/s", right=True),
+    Column("expected wait", right=True),
+    Column("tenants"),
+    Column("bands"),
 )
 
 
@@ -51,49 +51,50 @@ def status(invocation: Invocation, connection: Connection, *, as_json: bool) -> 
     if as_json:
         write_json(found)
         return
-    try:
-        summary, rows = _summary(found, client.url), [_row(instance) for instance in found["instances"]]
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise _strange(client.url) from None
+    with understood(client.url):
+        summary, rows = _summary(found, client.url), [row(instance) for instance in found["instances"]]
     write(summary)
-    write_table(_COLUMNS, rows)
+    write_table(COLUMNS, rows)
 
 
-@click.group(
-    cls=LazyGroup,
-    prefix="instances",
-    invoke_without_command=True,
-    examples=(
-        "gleitzeit instances",
-        "gleitzeit instances --json | jq -r '.instances[] | select(.state != \"ready\") | .id'",
-    ),
-)
+@click.command(cls=Command, examples=("gleitzeit queues", "gleitzeit queues --json | jq '.queues[].expected_wait_s'"))
 @connection_options
-@click.option("--json", "as_json", is_flag=True, help='Print {"instances": [...]}.')
+@click.option("--json", "as_json", is_flag=True, help='Print {"queues": [...]}.')
 @pass_invocation
-@click.pass_context
-def instances(ctx: click.Context, invocation: Invocation, connection: Connection, *, as_json: bool) -> None:
-    """List the instances of a running gateway and how they are.
+def queues(invocation: Invocation, connection: Connection, *, as_json: bool) -> None:
+    """Show who waits: a line for each queue that is not empty.
 
-    JSON, of each instance: id, hub, kind, endpoint, state, reason, ownership, in_flight, max_concurrent, weight, tags,
-    capabilities, warm, served, success_rate, p50_s, p95_s, p99_s.
+    JSON, of each queue: route, needs, model, waiting, limit, oldest_s, rate_per_s, expected_wait_s, tenants and bands
+    (how many wait, by tenant and by priority).
     """
-    if ctx.invoked_subcommand is not None:
-        return
     client = connection.client(invocation)
-    try:
-        found = client.status()["instances"]
-        rows = [_row(instance) for instance in found]
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise _strange(client.url) from None
+    found = client.admin("GET", "/queues")
     if as_json:
-        write_json({"instances": found})
+        write_json(found)
+        return
+    with understood(client.url):
+        rows = [queue_row(queue) for queue in found["queues"]]
+    if rows:
+        write_table(QUEUES, rows)
     else:
-        write_table(_COLUMNS, rows)
+        write("nobody waits")
 
 
-def _strange(url: str) -> GatewayError:
-    return GatewayError(f"{url} has another idea of a status: is it a Gleitzeit gateway of this version?")
+def queue_row(queue: Mapping[str, Any]) -> tuple[object, ...]:
+    """One queue, as `QUEUES` has it."""
+    shares = [
+        ", ".join(f"{name or '-'}: {count}" for name, count in queue[key].items()) for key in ("tenants", "bands")
+    ]
+    return (
+        queue["route"],
+        queue["model"] or queue["needs"],
+        queue["waiting"],
+        queue["limit"],
+        duration(queue["oldest_s"]),
+        f"{queue['rate_per_s']:.2f}",
+        duration(queue["expected_wait_s"]),
+        *shares,
+    )
 
 
 def _summary(found: Mapping[str, Any], url: str) -> str:
@@ -109,20 +110,3 @@ def _summary(found: Mapping[str, Any], url: str) -> str:
         "routes": "; ".join(f"{' '.join(r['methods'])}: {r['strategy']}" for r in found["routes"]),
     }
     return "\n".join(f"{name:<15}{text}" for name, text in lines.items()) + "\n"
-
-
-def _row(instance: Mapping[str, Any]) -> tuple[object, ...]:
-    served, warm = instance["served"], instance["warm"]
-    abilities = [f"{name.removeprefix('model:')}{'*' if name in warm else ''}" for name in instance["capabilities"]]
-    return (
-        instance["id"],
-        instance["hub"],
-        instance["state"],
-        f"{instance['in_flight']}/{instance['max_concurrent']}",
-        served,
-        f"{instance['success_rate']:.1%}" if served else None,
-        duration(instance["p50_s"]) if served else None,
-        duration(instance["p95_s"]) if served else None,
-        ", ".join(abilities),
-        instance["reason"],
-    )

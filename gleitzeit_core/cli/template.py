@@ -62,6 +62,9 @@ routes: which hubs serve which methods, and how. The first that matches a method
   max_queue  how many requests may wait for one capability; 0: none ever waits
   timeout_s  deadline of a request that names none, in seconds; null: no limit
   max_tries  instances tried for one request; 1: never a second
+  shed_from  how full the queue is, from 0 to 1, when the lowest priority begins to be refused; 1: never
+  hedge      true: try a second instance beside one that is slow to answer; false: never
+  shares     parts of the capacity that are kept: {{tenant: NAME, share: 0.5}}, or with model: NAME
 """
 _STORE: Final = """\
 store: where state is kept that outlives a process or is shared between replicas.
@@ -105,7 +108,7 @@ def _providers(host: PluginHost) -> str:
 def _routes(host: PluginHost) -> str:
     text = _explain(_ROUTES.format(strategies=", ".join(sorted(host.strategies))))
     fields = {option.name: option.default for option in fields_of(RouteOptions)}
-    values = {**fields, "methods": ["*"], "strategy": DEFAULT_STRATEGY}
+    values = {**fields, "methods": ["*"], "strategy": DEFAULT_STRATEGY, "hedge": False}
     lines = [f"{key}: {_yaml(value)}\n" for key, value in values.items() if value is not None]
     return text + "routes:\n  - " + "    ".join(lines)
 

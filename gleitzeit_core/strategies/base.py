@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -107,6 +107,8 @@ class Strategy(ABC, Generic[OptionsT]):
     """
 
     name: ClassVar[str]
+    waiting: int = 0
+    """How many requests wait now for what this strategy serves."""
 
     def __init__(self, options: OptionsT, *, random: Random, clock: Clock) -> None:
         self.options, self.random, self.clock = options, random, clock
@@ -115,9 +117,17 @@ class Strategy(ABC, Generic[OptionsT]):
         """Go on with other options, and keep what was learned."""
         self.options = options
 
+    def resembles(self, other: Strategy[Any]) -> bool:
+        """Whether `other` differs from this one by its options at most: then this one is reconfigured, not replaced."""
+        return type(self) is type(other)
+
     @abstractmethod
     def pick(self, request: Request, view: View) -> Candidate | Wait:
         """Choose one of `view.candidates` that has room, or answer `WAIT`. Must not block, raise or keep `view`."""
+
+    def queued(self, waiting: int) -> None:
+        """So many requests `waiting` now. Called whenever that changes."""
+        self.waiting = waiting
 
     def started(self, request: Request, candidate: Candidate) -> None:
         """`request` now has a slot on `candidate`."""

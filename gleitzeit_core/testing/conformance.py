@@ -27,7 +27,8 @@ from gleitzeit_core.pool import State
 from gleitzeit_core.requests import Outcome, Request, Result
 from gleitzeit_core.resources import Requirements, instance_id
 from gleitzeit_core.routing import Offer
-from gleitzeit_core.strategies.base import Wait
+from gleitzeit_core.strategies.base import View, Wait
+from gleitzeit_core.supply import SupplyHub
 from gleitzeit_core.testing.clock import ManualClock
 from gleitzeit_core.testing.machine import Machine
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from gleitzeit_core.pool import Record
     from gleitzeit_core.provider import Provider
     from gleitzeit_core.strategies.base import Strategy
+    from gleitzeit_core.supply import SupplyOptions
 
 # A hub or a provider that answers at all answers within this many seconds, on a slow machine too.
 _PATIENCE_S = 30.0
@@ -229,8 +231,52 @@ class HubConformance(Conformance):
             created = (await seen.wait(State.READY)).after
             assert created is not None
             dispatcher.shell.admission.drain(created.id)
-            await seen.wait("gone")
-            assert created.id not in [instance.id for instance in hub.instances]
+            # Others may go as well.
+            while created.id in [instance.id for instance in hub.instances]:
+                await seen.wait("gone")
+
+
+class SupplyConformance(HubConformance):
+    """What every `SupplyHub` must do besides.
+
+    `make_hub` gives one with an ``idle_s`` so short that a test can wait for it, and room for one above the least.
+    """
+
+    creates = True
+
+    async def test_it_keeps_its_least_number(self) -> None:
+        """They are there when it is added."""
+        async with self.running() as (hub, _):
+            assert len(hub.instances) >= self._supply(hub).min_instances
+
+    async def test_what_is_idle_goes_down_to_the_least_number(self) -> None:
+        """By itself, and it is not known any more."""
+        async with self.running() as (hub, dispatcher):
+            seen, supply = _Seen(dispatcher), self._supply(hub)
+            assert supply.idle_s is not None, "make_hub must give one with an idle time"
+            await hub.scale(self.requirements, supply.max_instances)
+            while len(hub.instances) > supply.min_instances:
+                await seen.wait("gone")
+            assert len(hub.instances) == supply.min_instances
+
+    async def test_what_is_not_well_is_replaced(self) -> None:
+        """Another comes for it, and it is gone."""
+        async with self.running() as (hub, dispatcher):
+            seen, supply = _Seen(dispatcher), self._supply(hub)
+            await hub.scale(self.requirements, 1)
+            while not any(record.state is State.READY for record in dispatcher.shell.admission.pool):
+                await seen.wait(State.READY)
+            instance = next(record.instance for record in dispatcher.shell.admission.pool)
+            assert isinstance(hub, SupplyHub)
+            hub.replace(instance, "a test says so")
+            assert instance.id not in [known.id for known in hub.instances if known.generation <= instance.generation]
+            while len(hub.instances) < supply.min_instances:
+                await seen.wait(State.READY)
+
+    @staticmethod
+    def _supply(hub: ResourceHub[Any]) -> SupplyOptions:
+        assert isinstance(hub, SupplyHub)
+        return hub.supply
 
 
 class _Seen:
@@ -391,13 +437,15 @@ class StrategyConformance(Conformance):
         for _ in range(200):
             slots = self._fill(machine, records, random)
             ticket = machine.ticket()
-            view = machine.admission.pool.snapshot(None, ticket.request.requirements)
-            picked = strategy.pick(ticket.request, view)
-            if isinstance(picked, Wait):
-                assert self.may_wait
-            else:
-                assert picked.room > 0
-                assert picked in records
+            # The pool's own view, and a part of it as a retry or a chain has it.
+            whole = machine.admission.pool.snapshot(None, ticket.request.requirements)
+            for view in (whole, View([record for record in records if record is records[0] or record.room > 0])):
+                picked = strategy.pick(ticket.request, view)
+                if isinstance(picked, Wait):
+                    assert self.may_wait
+                else:
+                    assert picked.room > 0
+                    assert picked in view.candidates
             for slot in slots:
                 machine.admission.pool.free(slot)
 
@@ -437,6 +485,30 @@ class StrategyConformance(Conformance):
         served = self._served(machine, 200)
         assert "i0" not in served
         assert "new" in served or not self.uses_all
+
+    def test_it_goes_on_with_other_options(self) -> None:
+        """Given anew while work is in flight, even the same ones disturb nothing."""
+        machine = self.machine()
+        for number in range(3):
+            machine.add(f"i{number}")
+        running = [machine.submit() for _ in range(3)]
+        for balancer in machine.admission.balancers:
+            balancer.strategy.reconfigure(balancer.strategy.options)
+        self._served(machine, 20)
+        assert not any(ticket in machine.granted for ticket in running)
+        assert machine.admission.pool.in_flight == 0
+
+    def test_it_knows_how_many_wait(self) -> None:
+        """It is told of each that begins to wait, and of each that does so no more."""
+        machine = self.machine()
+        machine.add("only", max_concurrent=1)
+        waiting = [machine.submit() for _ in range(4)]
+        (balancer,) = machine.admission.balancers
+        counts = [balancer.strategy.waiting]
+        machine.admission.cancel(waiting[-1])
+        counts.append(balancer.strategy.waiting)
+        self._end(machine)
+        assert [*counts, balancer.strategy.waiting] == [3, 2, 1]
 
     def test_equals_share_the_work(self) -> None:
         """None of four equal instances is left out of two hundred requests."""

@@ -161,6 +161,7 @@ class Machine:
     ) -> Slot:
         """The try of a granted request ended: well, or as `kind` or `result` say."""
         slot = self.granted.pop(ticket)
+        slot.used = True
         ended = result or (Result.FAILED if kind else Result.OK)
         outcome = Outcome(result=ended, kind=kind, total_s=total_s, retry_after_s=retry_after_s)
         self.admission.release(ticket, slot, outcome)

@@ -230,10 +230,10 @@ class Exchange:
         self.handler.end_headers()
         self.handler.wfile.write(body)
 
-    def begin(self) -> None:
+    def begin(self, kind: str = "application/x-ndjson") -> None:
         """Begin a stream in chunks."""
         self.handler.send_response(200)
-        self.handler.send_header("Content-Type", "application/x-ndjson")
+        self.handler.send_header("Content-Type", kind)
         self.handler.send_header("Transfer-Encoding", "chunked")
         self.handler.end_headers()
 
@@ -307,7 +307,7 @@ def gateway() -> Iterator[Gateway]:
         def do_GET(self) -> None:
             found.handle(self)
 
-        do_POST = do_GET  # noqa: N815 - http.server's own spelling
+        do_POST = do_DELETE = do_GET  # noqa: N815 - http.server's own spelling
 
         def log_message(self, *_: object) -> None:
             """Say nothing."""

@@ -161,7 +161,16 @@ def test_init_with_every_setting_uncommented_is_right(cli: Cli, tmp_path: Path) 
     assert data["hubs"] == {"my-lamp": {"type": "lamp", **lamp}}
     assert data["mains"] == mains
     assert data["routes"] == [
-        {"methods": ["*"], "strategy": "least_loaded", "max_queue": 256, "timeout_s": 600.0, "max_tries": 3}
+        {
+            "methods": ["*"],
+            "strategy": "least_loaded",
+            "max_queue": 256,
+            "timeout_s": 600.0,
+            "max_tries": 3,
+            "shed_from": 0.8,
+            "hedge": False,
+            "shares": [],
+        }
     ]
 
 

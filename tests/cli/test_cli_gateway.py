@@ -12,6 +12,7 @@ import pytest
 from gleitzeit_core.cli.client import GatewayClient, GatewayDown, GatewayError
 from gleitzeit_core.cli.connection import Connection
 from gleitzeit_core.cli.context import Invocation
+from tests.cli.samples import DOWN, INSTANCE, STATUS
 
 if TYPE_CHECKING:
     import subprocess
@@ -24,37 +25,6 @@ if TYPE_CHECKING:
     Install = Callable[..., None]
     Program = Callable[..., subprocess.Popen[str]]
 
-INSTANCE: dict[str, Any] = {
-    "id": "ollama-gpu1-1a2b3c4d",
-    "hub": "lan",
-    "kind": "ollama",
-    "endpoint": "http://gpu1:11434",
-    "state": "ready",
-    "reason": "",
-    "ownership": "external",
-    "in_flight": 1,
-    "max_concurrent": 4,
-    "weight": 1.0,
-    "tags": ["gpu"],
-    "capabilities": ["model:big", "model:tiny"],
-    "warm": ["model:tiny"],
-    "served": 200,
-    "success_rate": 0.995,
-    "p50_s": 0.25,
-    "p95_s": 1.5,
-    "p99_s": 2.0,
-}
-DOWN = {**INSTANCE, "id": "ollama-gpu2-2b3c4d5e", "state": "down", "reason": "refused", "served": 0, "warm": []}
-STATUS: dict[str, Any] = {
-    "version": "0.1.0",
-    "configuration": None,
-    "uptime_s": 7300.0,
-    "requests": {"active": 1, "waiting": 2, "ok": 199, "failed": 1},
-    "hubs": [{"name": "lan", "kind": "ollama", "instances": 2}],
-    "instances": [INSTANCE, DOWN],
-    "routes": [{"methods": ["llm/*"], "strategy": "least_loaded", "max_queue": 256}],
-    "methods": [{"name": "llm/chat", "summary": "", "streams": True, "replayable": True}],
-}
 TAGS: dict[str, Any] = {
     "models": [
         {"name": "tiny", "model": "tiny", "modified_at": "0001-01-01T00:00:00Z", "size": 0, "digest": ""},
@@ -77,6 +47,13 @@ ASKING = {
     "chat": (CHAT, "POST /api/chat"),
     "run": (RUN, "POST /rpc"),
     "stream": (STREAM, "POST /rpc"),
+    "queues": (["queues"], "GET /admin/queues"),
+    "metrics": (["metrics"], "GET /admin/metrics?window=recent"),
+    "top": (["top"], "GET /admin/status"),
+    "reload": (["reload"], "POST /admin/reload"),
+    "events": (["events", "--once"], "GET /admin/events"),
+    "add": (["instances", "add", "http://gpu3:11434"], "POST /admin/instances"),
+    "drain": (["instances", "drain", "gpu1"], "GET /admin/instances"),
 }
 EVERY = pytest.mark.parametrize(("arguments", "what"), ASKING.values(), ids=list(ASKING))
 

@@ -92,7 +92,7 @@ def test_what_json_lacks_is_put_into_words(cli: Cli) -> None:
         (["ecoh/say"], 2, "unknown provider 'ecoh'; installed: echo, llm; did you mean 'echo'?"),
         (["nonsense"], 2, "unknown provider 'nonsense'"),
         (["echo/fail", "-p", "mine=true"], 1, "no such luck"),
-        (["echo/fail"], 1, "a bug"),
+        (["echo/fail"], 1, "provider failed: RuntimeError"),
         (["echo/odd", "--stream"], 1, "echo/odd"),
         (["echo/wait", "--timeout", "0.01"], 1, "deadline exceeded"),
         (["echo/wait", "--timeout", "0.01", "--stream"], 1, "deadline exceeded"),

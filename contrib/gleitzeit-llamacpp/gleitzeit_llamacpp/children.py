@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
-import signal
 import sys
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from gleitzeit_llamacpp.files import ModelError
+from gleitzeit_llm.processes import stop_group
 
 if TYPE_CHECKING:
     from gleitzeit_llamacpp.server import Settings
@@ -97,13 +95,8 @@ class Child:
     async def stop(self) -> None:
         """End it and all its descendants, gently if they let us, at once when cancelled. More than once is fine."""
         try:
-            if self._process.returncode is None:
-                self._signal(signal.SIGTERM)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_GRACE_S):
-                        await self._process.wait()
+            await stop_group(self.pid, self._process.wait, grace_s=_GRACE_S)
         finally:
-            self._signal(signal.SIGKILL)
             await self._tidy()
 
     async def _tidy(self) -> None:
@@ -111,11 +104,6 @@ class Child:
         if self._process.stdin is not None:
             self._process.stdin.close()
         await self._reading
-
-    def _signal(self, number: signal.Signals) -> None:
-        """To the whole group, which outlives its leader while anybody is in it."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, number)
 
     async def _read(self) -> None:
         stderr = self._process.stderr

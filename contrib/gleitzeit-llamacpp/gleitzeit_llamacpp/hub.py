@@ -131,6 +131,13 @@ class LlamaCppHub(ResourceHub[LlamaCppOptions]):
         processes = sum(model.instances for model in self.options.models)
         return max(1, (os.cpu_count() or 1) // processes)
 
+    async def reconfigure(self, options: LlamaCppOptions) -> bool:
+        """Take other options, unless they change what is served: that needs a restart of the hub."""
+        if options.models != self.options.models:
+            return False
+        self.options = options
+        return True
+
     # -- keeping them running ----------------------------------------------------------------------------------
 
     async def _keep(self, seat: _Seat) -> None:

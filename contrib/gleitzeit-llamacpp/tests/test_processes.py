@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from gleitzeit_core.errors import InvalidRequest
 from gleitzeit_core.resources import HttpChannel
 from gleitzeit_llamacpp.files import ModelError, locate
 from gleitzeit_llamacpp.options import ModelOptions
@@ -240,3 +241,24 @@ async def test_a_hub_that_is_removed_ends_its_processes(pool: Pool, make_hub: Ca
     await pool.shell.remove_hub("llamacpp")
     assert child()
     assert pool.records == []
+
+
+async def test_other_options_need_a_restart_only_when_they_change_what_is_served(
+    pool: Pool, make_hub: Callable[..., LlamaCppHub]
+) -> None:
+    """How often processes are checked can change under them; which models they serve cannot."""
+    hub = make_hub()
+    await pool.shell.add_hub(hub)
+    (before,) = await pool.ready()
+    assert await hub.reconfigure(make_hub(check_interval_s=3, start_timeout_s=7).options)
+    assert (hub.options.check_interval_s, hub.options.start_timeout_s) == (3, 7)
+    assert not await hub.reconfigure(make_hub({"slots": 3}, check_interval_s=5).options)
+    assert hub.options.check_interval_s == 3
+    assert [record.instance for record in pool.records] == [before]
+
+
+async def test_no_process_is_added_by_hand(pool: Pool, make_hub: Callable[..., LlamaCppHub]) -> None:
+    """What there is stands in the options."""
+    await pool.shell.add_hub(make_hub())
+    with pytest.raises(InvalidRequest, match="'llamacpp' take no instances by hand"):
+        await pool.shell.add_instance("llamacpp", {"url": "http://127.0.0.1:1"})

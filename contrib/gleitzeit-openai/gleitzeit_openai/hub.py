@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-import ssl
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from gleitzeit_core.errors import ConfigurationError, FailureKind, InstanceFailure, Problem
-from gleitzeit_core.hub import ResourceHub
+from gleitzeit_core.errors import FailureKind, InstanceFailure
 from gleitzeit_core.resources import HttpChannel, ResourceInstance, instance_id
 from gleitzeit_llm import models
 from gleitzeit_llm.protocol import timestamp
+from gleitzeit_llm.server_hub import ServerHub, channel_of
 from gleitzeit_llm.upstream import Upstream
-from gleitzeit_openai.options import OpenAIOptions, ServerOptions
+from gleitzeit_openai.options import InstanceOptions, OpenAIOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    import ssl
+    from collections.abc import Mapping
 
 API: Final = "openai"
 _MODELS_PATH: Final = "/v1/models"
@@ -24,15 +23,14 @@ _NO_SUCH_PATH: Final = frozenset((404, 405, 501))
 _RATE_LIMITED: Final = 429
 
 
-class OpenAIHub(ResourceHub[OpenAIOptions]):
+class OpenAIHub(ServerHub[OpenAIOptions]):
     """Pools the servers its options name. See the module's text."""
 
     kind: ClassVar[str] = "openai"
+    server_options = InstanceOptions
 
     def __init__(self, options: OpenAIOptions, *, name: str = "") -> None:
         super().__init__(options, name=name)
-        self._servers = {instance_id(self.kind, server.url): server for server in options.instances}
-        self._channels: dict[str, HttpChannel] = {}
         self._upstream = Upstream()
 
     async def open(self) -> None:
@@ -41,19 +39,12 @@ class OpenAIHub(ResourceHub[OpenAIOptions]):
         Raises:
             ConfigurationError: A file of certificates cannot be used; names all that cannot.
         """
-        trusted, problems = await asyncio.to_thread(self._certificates)
-        if problems:
-            raise ConfigurationError(problems)
-        self._channels = {name: _channel(server, trusted.get(name)) for name, server in self._servers.items()}
+        await self.open_servers()
         await self._upstream.open()
 
     async def close(self) -> None:
         """Close the HTTP client."""
         await self._upstream.close()
-
-    async def discover(self) -> Iterable[ResourceInstance]:
-        """The servers that were configured; nothing is asked yet."""
-        return [self._instance(name, server) for name, server in self._servers.items()]
 
     async def check(self, instance: ResourceInstance) -> ResourceInstance:
         """Ask a server for its models, all of which count as warm.
@@ -61,9 +52,9 @@ class OpenAIHub(ResourceHub[OpenAIOptions]):
         Raises:
             InstanceFailure: It is not well, or wants another key.
         """
-        server = self._servers[instance.id]
+        server: InstanceOptions = instance.handle
         try:
-            reply = await self._upstream.request(self._channels[instance.id], "GET", _MODELS_PATH)
+            reply = await self._upstream.request(channel_of(instance), "GET", _MODELS_PATH)
             listed = None if server.models else _listed(reply.json())
         except InstanceFailure as failure:
             if _is_well(server, instance, failure):
@@ -71,40 +62,21 @@ class OpenAIHub(ResourceHub[OpenAIOptions]):
             raise _explained(server, failure) from failure
         return instance if listed is None else _having(instance, listed)
 
-    def _instance(self, name: str, server: ServerOptions) -> ResourceInstance:
+    def described(self, server: InstanceOptions, tls: ssl.SSLContext | None) -> ResourceInstance:
+        """The instance that a server's options describe."""
         instance = ResourceInstance(
-            id=name,
+            id=instance_id(self.kind, server.url),
             hub=self.name,
             kind=self.kind,
             endpoint=server.url,
-            offers=((API, self._channels[name]),),
+            offers=((API, HttpChannel(server.url, server.sent_headers(), tls)),),
             tags=frozenset(server.tags),
             weight=server.weight,
             max_concurrent=server.max_concurrent,
             probe=server.probe,
+            handle=server,
         )
         return _having(instance, {model: models.entry(model) for model in server.models or ()})
-
-    def _certificates(self) -> tuple[dict[str, ssl.SSLContext], list[Problem]]:
-        """The context of each server with certificates of its own. Reads files."""
-        trusted, problems = {}, []
-        for number, (name, server) in enumerate(self._servers.items()):
-            if server.ca_file is None:
-                continue
-            try:
-                trusted[name] = ssl.create_default_context(cafile=server.ca_file)
-            except OSError as error:
-                why = error.strerror or "it holds no certificates"
-                path = f"hubs.{self.name}.instances[{number}].ca_file"
-                problems.append(Problem(path, f"{server.ca_file} cannot be used: {why}"))
-        return trusted, problems
-
-
-def _channel(server: ServerOptions, trusted: ssl.SSLContext | None) -> HttpChannel:
-    headers = {key: value.get_secret_value() for key, value in server.headers.items()}
-    if server.key is not None:
-        headers["Authorization"] = f"Bearer {server.key}"
-    return HttpChannel(server.url, headers, trusted)
 
 
 def _having(instance: ResourceInstance, entries: Mapping[str, Mapping[str, Any]]) -> ResourceInstance:
@@ -136,7 +108,7 @@ def _entry(item: Mapping[str, Any]) -> dict[str, Any]:
     return models.entry(item["id"], modified_at=made)
 
 
-def _is_well(server: ServerOptions, instance: ResourceInstance, failure: InstanceFailure) -> bool:
+def _is_well(server: InstanceOptions, instance: ResourceInstance, failure: InstanceFailure) -> bool:
     """Whether a check that failed says nothing against the server."""
     # 1. It has no list, and needs none.
     if server.models and failure.status in _NO_SUCH_PATH:
@@ -145,7 +117,7 @@ def _is_well(server: ServerOptions, instance: ResourceInstance, failure: Instanc
     return failure.status == _RATE_LIMITED and bool(instance.capabilities)
 
 
-def _explained(server: ServerOptions, failure: InstanceFailure) -> InstanceFailure:
+def _explained(server: InstanceOptions, failure: InstanceFailure) -> InstanceFailure:
     """A failed check, in words that say what to do."""
     message, kind = failure.message, failure.kind
     if kind is FailureKind.UNAUTHORIZED and (server.key is not None or server.headers):

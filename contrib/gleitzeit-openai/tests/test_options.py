@@ -85,14 +85,14 @@ def test_the_schema_knows_the_short_form() -> None:
         ({"url": "http://a", "weight": float("inf")}, "finite"),
         ({"url": "http://a", "models": []}, "at least 1 item"),
         ({"url": "http://a", "models": [""]}, "at least 1 character"),
-        ({"url": "http://a", "probe": False}, "name them in 'models'"),
-        ({"url": "http://a", "api_key": "k", "api_key_env": "HOME"}, "not both"),
-        ({"url": "http://a", "api_key": "k", "headers": {"authorization": "Bearer x"}}, "not both"),
-        ({"url": "http://a", "api_key": ""}, "at least 1 item"),
+        ({"url": "http://a", "probe": False}, "'probe: false' needs 'models'"),
+        ({"url": "http://a", "api_key": "k", "api_key_env": "HOME"}, "exclude each other"),
+        ({"url": "http://a", "api_key": "k", "headers": {"authorization": "Bearer x"}}, "exclude each other"),
+        ({"url": "http://a", "api_key": ""}, "the key is empty"),
         ({"url": "http://a", "api_key": " "}, "the key is empty"),
         ({"url": "http://a", "api_key": "a\nb"}, "characters in it that no key has"),
         ({"url": "http://a", "api_key_env": "GLEITZEIT_NO_SUCH_KEY"}, "'GLEITZEIT_NO_SUCH_KEY' is empty or not set"),
-        ({"url": "http://a", "headers": {"a b": "x"}}, "not the name of a header"),
+        ({"url": "http://a", "headers": {"a b": "x"}}, "is no header's name"),
         ({"url": "http://a", "headers": {"x-team": "x\r\nHost: y"}}, "line break"),
         ({"url": "http://a", "ca_file": __file__}, "for https:// URLs only"),
         ({"url": "https://a", "ca_file": "no-such.pem"}, "there is no file no-such.pem"),
@@ -128,6 +128,13 @@ def test_no_secret_shows() -> None:
     for shown in (repr(made), str(made), json.dumps(made.model_dump(mode="json"))):
         assert "sk-" not in shown
     assert made.instances[0].key == "sk-abcdef"
+
+
+def test_pydantics_own_errors_are_without_values() -> None:
+    """Who builds options in a program and makes a mistake does not find a header's value in the traceback."""
+    with pytest.raises(ValidationError) as caught:
+        options({"url": "http://a", "headers": {"a b": "sk-ghijkl"}})
+    assert "sk-" not in str(caught.value)
 
 
 def test_mistakes_are_all_reported_with_their_place(tmp_path: Path) -> None:

@@ -89,6 +89,11 @@ class Access:
         return local or parts.scheme in _APP_SCHEMES
 
 
+def is_this_machine(address: str | None) -> bool:
+    """Whether a connection comes from this machine: from loopback, also where IPv6 carries IPv4."""
+    return is_loopback((address or "").removeprefix("::ffff:"))
+
+
 def cors(origin: str) -> dict[str, str]:
     """The headers that let a page from `origin` read an answer."""
     return {"Access-Control-Allow-Origin": origin, "Vary": "Origin"}

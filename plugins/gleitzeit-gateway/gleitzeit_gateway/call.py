@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+AFFINITY: Final = "X-Gleitzeit-Affinity"
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -35,9 +36,10 @@ class Call:
         options: Of the gateway.
         id: For logs and headers; the caller's own, where it sent one.
         unique_id: For the request inside: what a caller chooses may have been used before, and by somebody else.
-        draining: Whether the gateway is shutting down and takes nothing new.
+        ending: Set when the gateway begins to shut down; from then on it takes nothing new.
         tenant: The name of the key that was used; empty for none.
         priority: Of that key.
+        admin: Whether its caller may change the pool.
         rest: What a path ending in ``*`` matched there.
         headers: Put on the answer, whatever it is.
         model: For the access line; set by the endpoint when it knows.
@@ -53,9 +55,10 @@ class Call:
     options: GatewayOptions
     id: str
     unique_id: str
-    draining: bool = False
+    ending: asyncio.Event = field(default_factory=asyncio.Event)
     tenant: str = ""
     priority: int = 0
+    admin: bool = False
     rest: str = ""
     headers: dict[str, str] = field(default_factory=dict)
     model: str = ""
@@ -100,6 +103,16 @@ class Call:
             self.request.writer.output_size = 0
 
     @property
+    def affinity(self) -> str:
+        """What its caller names to keep requests together, for strategies that look at it."""
+        return self.request.headers.get(AFFINITY, "")
+
+    @property
+    def draining(self) -> bool:
+        """Whether the gateway is shutting down."""
+        return self.ending.is_set()
+
+    @property
     def gone(self) -> bool:
         """Whether the caller has left."""
         transport = self.request.transport
@@ -114,13 +127,20 @@ class Call:
             self.headers["X-Gleitzeit-Instance"] = served.instance_id
             self.headers["X-Gleitzeit-Queue-Ms"] = f"{served.queued_s * 1000:.0f}"
             self.headers["X-Gleitzeit-Tries"] = str(served.tries)
+            if served.position:
+                self.headers["X-Gleitzeit-Queue-Position"] = str(served.position)
+                self.headers["X-Gleitzeit-Expected-Wait-Ms"] = f"{served.expected_wait_s * 1000:.0f}"
 
     def note_error(self, error: Exception) -> None:
-        """Say in the access line what went wrong; what is a mistake of our own goes to the log whole."""
-        self.error = error.code if isinstance(error, GleitzeitError) else "internal"
+        """Say in the headers and in the access line what went wrong with the request as a whole."""
         if isinstance(error, InstanceFailure) and error.instance_id:
             self.failed_on = error.instance_id
             self.headers.setdefault("X-Gleitzeit-Instance", error.instance_id)
+        self.note_partial_error(error)
+
+    def note_partial_error(self, error: Exception) -> None:
+        """Say in the access line what went wrong; what is a mistake of our own goes to the log whole."""
+        self.error = error.code if isinstance(error, GleitzeitError) else "internal"
         if not isinstance(error, GleitzeitError):
             logger.error("request %s failed", self.id, exc_info=error)
 

@@ -28,9 +28,11 @@ class Endpoint:
         handler: Answers it, with a response or by `Call.begin` and `Call.send`. What it raises goes to `error`.
         error: The API's envelope, such as `gleitzeit_gateway.errors.plain_error`.
         public: Whether it needs no key, and is answered while the gateway shuts down.
+        admin: Whether it changes the pool: where keys are configured it needs one with ``admin: true``, elsewhere a
+            caller on this machine; and a body that it has must be JSON, which no form of a web page sends.
 
     Raises:
-        ValueError: `path` or `method` could never match a request.
+        ValueError: `path` or `method` could never match a request; or it is for anybody and for few.
     """
 
     method: str
@@ -38,6 +40,7 @@ class Endpoint:
     handler: Handler
     error: ErrorRenderer
     public: bool = False
+    admin: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what could never be found."""
@@ -45,6 +48,8 @@ class Endpoint:
             raise ValueError(f"a path begins with a slash, unlike {self.path!r}")
         if not self.method.isupper():
             raise ValueError(f"a method is written like GET, and not like {self.method!r}")
+        if self.public and self.admin:
+            raise ValueError(f"{self.path} cannot need no key and a special one")
 
 
 @dataclass(frozen=True, slots=True)

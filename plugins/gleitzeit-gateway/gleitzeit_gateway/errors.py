@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -10,16 +11,20 @@ from aiohttp import web
 
 from gleitzeit_core.errors import (
     ClosedError,
+    ConfigurationError,
     DeadlineExceeded,
     FailureKind,
     GleitzeitError,
     InstanceFailure,
     InvalidRequest,
+    LeaseExpired,
     NoCapableInstance,
+    PluginError,
     QueueFull,
     ShuttingDown,
     Unavailable,
     UnknownMethod,
+    UnknownName,
 )
 from gleitzeit_llm.dialects import DIALECTS
 from gleitzeit_llm.protocol import UNREADABLE
@@ -28,8 +33,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _BAD_REQUEST: Final = 400
+_NOT_FOUND: Final = 404
 _STATUS: Final[dict[type[Exception], int]] = {
     InvalidRequest: _BAD_REQUEST,
+    ConfigurationError: 422,
+    PluginError: 422,  # One that a configuration names.
     UnknownMethod: 404,
     NoCapableInstance: 404,
     Unavailable: 503,
@@ -37,6 +45,7 @@ _STATUS: Final[dict[type[Exception], int]] = {
     ShuttingDown: 503,
     ClosedError: 503,  # What it was for has been stopped under it, at shutdown.
     DeadlineExceeded: 504,
+    LeaseExpired: 409,
 }
 _FAILURE_STATUS: Final[dict[FailureKind, int]] = {
     FailureKind.REFUSED: 503,
@@ -79,6 +88,9 @@ def status_of(error: Exception, api: str) -> int:
         return error.status
     if isinstance(error, QueueFull):
         return _QUEUE_FULL[api]
+    if isinstance(error, UnknownName):
+        # What a path names is missing; what a body names is wrong.
+        return _NOT_FOUND if error.kind == "instance" else _BAD_REQUEST
     if isinstance(error, InstanceFailure):
         own = error.status if error.kind in _PASSED else None
         return own if own is not None and own >= _BAD_REQUEST else _FAILURE_STATUS[error.kind]
@@ -130,9 +142,15 @@ def renderer(api: str) -> Callable[[Exception], web.Response]:
 
 
 def plain_error(error: Exception) -> web.Response:
-    """The gateway's own envelope: ``{"error": {"code": ..., "message": ..., "retryable": ...}}``."""
+    """The gateway's own envelope: ``{"error": {"code": ..., "message": ..., "retryable": ...}}``.
+
+    What is wrong with a configuration is also told one by one, as ``problems``.
+    """
     described = error.as_dict() if isinstance(error, GleitzeitError) else {"code": "internal", "retryable": False}
-    body = msgspec.json.encode({"error": {**described, "message": message_of(error)}})
+    described["message"] = message_of(error)
+    if isinstance(error, ConfigurationError):
+        described["problems"] = [asdict(problem) for problem in error.problems]
+    body = msgspec.json.encode({"error": described})
     headers = {**headers_of(error), "Content-Type": "application/json"}
     return web.Response(body=body, status=status_of(error, "ollama"), headers=headers)
 

@@ -6,7 +6,6 @@ import json
 import shlex
 from typing import TYPE_CHECKING, Final
 
-from gleitzeit_core.pool import State
 from gleitzeit_gateway.access_line import printable
 from gleitzeit_llm import models
 
@@ -42,7 +41,7 @@ def _instances(reports: Sequence[InstanceReport]) -> Iterator[str]:
 
 
 def _models(url: str, reports: Sequence[InstanceReport], keys_needed: bool) -> Iterator[str]:  # noqa: FBT001 - private
-    ready = tuple(report.instance for report in reports if report.state == State.READY)
+    ready = tuple(report.instance for report in reports if report.serving)
     names = models.names(ready)
     yield f"models: {', '.join(map(printable, names)) or 'none yet'}"
     if names:

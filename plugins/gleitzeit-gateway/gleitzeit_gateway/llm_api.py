@@ -15,6 +15,7 @@ from gleitzeit_llm.dialects import DIALECTS
 from gleitzeit_llm.provider import LLMProvider, RawAnswer
 
 if TYPE_CHECKING:
+    from gleitzeit_core.provider import RequestOptions
     from gleitzeit_core.requests import Request
     from gleitzeit_gateway.call import Call
 
@@ -59,9 +60,8 @@ def openai_endpoints() -> list[Endpoint]:
 async def _answer(api: str, path: str, call: Call) -> web.StreamResponse:
     provider = cast("LLMProvider", call.manager.provider("llm/chat"))
     body = await call.body()
-    request = provider.raw_request(api, path, body, tenant=call.tenant, priority=call.priority).changed(
-        id=call.unique_id
-    )
+    options: RequestOptions = {"tenant": call.tenant, "priority": call.priority, "affinity": call.affinity}
+    request = provider.raw_request(api, path, body, **options).changed(id=call.unique_id)
     call.model = request.params["model"]
     try:
         if request.stream:

@@ -8,6 +8,8 @@ from typing import Final, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 _KEY_CHARACTERS: Final = 16
+FIXED: Final = ("host", "port")
+"""What a gateway that runs keeps until it is started again."""
 
 
 class KeyOptions(BaseModel):
@@ -18,6 +20,7 @@ class KeyOptions(BaseModel):
     name: str = Field(min_length=1, description="Who it belongs to; the tenant of its requests, shown in logs.")
     key: SecretStr = Field(description="At least 16 characters; callers send it as a bearer token.")
     priority: int = Field(default=0, description="Of its requests; higher goes first.")
+    admin: bool = Field(default=False, description="Whether it may add, drain and remove instances, and reload.")
 
     @field_validator("key")
     @classmethod
@@ -48,6 +51,7 @@ class GatewayOptions(BaseModel):
         default=[], description="Origins of web pages, besides those on loopback; '*' for any."
     )
     max_body_bytes: int = Field(default=100 * 1024 * 1024, gt=0, description="A larger request is refused.")
+    max_batch: int = Field(default=100, ge=1, description="A JSON-RPC batch of more calls is refused.")
     body_timeout_s: float = Field(
         default=60.0, gt=0, allow_inf_nan=False, description="A request must have arrived whole by then."
     )
@@ -56,9 +60,14 @@ class GatewayOptions(BaseModel):
     )
     access_log: bool = Field(default=True, description="One line per request on standard error.")
 
+    @property
+    def is_open(self) -> bool:
+        """Whether anybody on other machines could call, and nobody has said that this is meant."""
+        return not (is_loopback(self.host) or self.keys or self.allow_anonymous)
+
     @model_validator(mode="after")
     def _guarded(self) -> Self:
-        if not is_loopback(self.host) and not self.keys and not self.allow_anonymous:
+        if self.is_open:
             raise ValueError(
                 f"{self.host} can be reached from other machines: configure 'keys', or say that anybody may call with "
                 "'allow_anonymous: true' (--allow-anonymous)"

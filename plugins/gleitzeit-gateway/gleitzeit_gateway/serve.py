@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
 import signal
 import socket
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -19,6 +21,7 @@ from gleitzeit_core.cli.context import pass_invocation
 from gleitzeit_core.errors import GleitzeitError, PluginError
 from gleitzeit_gateway.greeting import greeting
 from gleitzeit_gateway.options import GatewayOptions
+from gleitzeit_gateway.reloading import reload_on_signal
 from gleitzeit_gateway.server import Gateway
 
 if TYPE_CHECKING:
@@ -50,7 +53,7 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
     metavar="[TYPE=]URL",
     help="Pool this server; may be repeated. TYPE is 'ollama' (the default) or 'openai'.",
 )
-@click.option("--strategy", help="How an instance is chosen; see 'gleitzeit strategies'.")
+@click.option("--strategy", help="How an instance is chosen, on every route; see 'gleitzeit strategies'.")
 @click.option("--allow-anonymous", is_flag=True, default=None, help="Listen beyond loopback without keys.")
 @click.option("--grace", "grace_s", type=click.FloatRange(0), help="Seconds running answers may take at shutdown.")
 @click.option("--access-log/--no-access-log", default=None, help="One line per request on standard error.")
@@ -61,6 +64,8 @@ def serve(invocation: Invocation, /, instances: Sequence[str], *, verbose: bool,
 
     Without a configuration it looks for Ollama (OLLAMA_HOST, then loopback ports 11434-11439) and pools what it finds;
     where there is none it starts a small embedded model.
+
+    SIGHUP lets it read its configuration again; what runs goes on.
     """
     _set_up_logging(verbose=verbose)
     manager = invocation.manager(_overrides(instances, flags))
@@ -80,15 +85,29 @@ def _overrides(instances: Sequence[str], flags: dict[str, Any]) -> dict[str, Any
     if hubs:
         found["hubs"] = hubs
     if strategy:
-        found["routes"] = [{"methods": ["*"], "strategy": strategy}]
+        found["routes"] = partial(_with_strategy, strategy)
     return found
+
+
+def _with_strategy(strategy: str, routes: object) -> object:
+    """The routes of a configuration with this strategy, and one for all that is left.
+
+    What is no list, or in it no route, stays as it is: the check reports it.
+    """
+    if not isinstance(routes, list | None):
+        return routes
+    changed = [{**route, "strategy": strategy} if isinstance(route, dict) else route for route in routes or ()]
+    if any(isinstance(route, dict) and route.get("methods") == ["*"] for route in changed):
+        return changed
+    return [*changed, {"methods": ["*"], "strategy": strategy}]
 
 
 def _set_up_logging(*, verbose: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, handlers=[handler])
-    logging.getLogger("gleitzeit.access").setLevel(logging.INFO)
+    for name in ("gleitzeit.access", "gleitzeit.reload"):
+        logging.getLogger(name).setLevel(logging.INFO)
     if not verbose:
         # It logs a traceback for every caller who does not speak HTTP; what we do wrong, our own loggers say.
         logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
@@ -100,16 +119,28 @@ class GatewayError(GleitzeitError):
     code = "gateway"
 
 
-class _Stop:
-    """Signals: the first asks to drain, the second to stop now. From then on they do what they do to any program."""
+class _Signals:
+    """The first asks to drain, the second to stop now; from then on they do what they do to any program.
+
+    SIGHUP asks to reload. It also comes when the terminal is closed, and then it asks to drain.
+    """
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
         self.insisted = asyncio.Event()
+        self.reload = asyncio.Event()
+        self._in_terminal = os.isatty(0)
         self.status = 0
         self._loop = asyncio.get_running_loop()
         for number in _SIGNALS:
             self._loop.add_signal_handler(number, self._signal, number)
+        self._loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+
+    def _hang_up(self) -> None:
+        if not self._in_terminal or os.isatty(0):
+            self.reload.set()
+        elif not self.asked.is_set():
+            self._signal(signal.SIGHUP)
 
     def _signal(self, number: signal.Signals) -> None:
         if not self.asked.is_set():
@@ -124,7 +155,7 @@ class _Stop:
 
 async def _serve(manager: ResourceManager) -> int:
     """Run until a signal comes; the exit status."""
-    stop = _Stop()
+    stop = _Signals()
     options = _options(manager)
     gateway = Gateway(manager, options)
     try:
@@ -133,8 +164,10 @@ async def _serve(manager: ResourceManager) -> int:
         if await _unless(stop.asked, manager.__aenter__()):
             await gateway.start()
             click.echo(greeting(gateway.url, manager.instances(), keys_needed=bool(options.keys)))
-            await stop.asked.wait()
-            click.echo(f"draining: running answers have {options.grace_s:g} s; once more to stop now", err=True)
+            await _unless(stop.asked, reload_on_signal(manager, stop.reload))
+            with contextlib.suppress(OSError):  # The terminal may be gone.
+                grace_s = gateway.options.grace_s
+                click.echo(f"draining: running answers have {grace_s:g} s; once more to stop now", err=True)
             await _unless(stop.insisted, gateway.drain())
     finally:
         try:
@@ -144,7 +177,7 @@ async def _serve(manager: ResourceManager) -> int:
     return stop.status
 
 
-async def _close(manager: ResourceManager, stop: _Stop) -> None:
+async def _close(manager: ResourceManager, stop: _Signals) -> None:
     """Close it, however long that takes, unless somebody insists: then only a moment longer, to end child processes."""
     closing, insisted = asyncio.ensure_future(manager.aclose()), asyncio.ensure_future(stop.insisted.wait())
     try:

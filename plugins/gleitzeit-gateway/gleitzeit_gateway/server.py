@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 
-from gleitzeit_core.errors import ShuttingDown
+from gleitzeit_core.errors import GleitzeitError, ShuttingDown
 from gleitzeit_core.requests import new_request_id
 from gleitzeit_gateway import access_line
-from gleitzeit_gateway.access import Access, cors, preflight
+from gleitzeit_gateway.access import Access, cors, is_this_machine, preflight
 from gleitzeit_gateway.admin import admin_endpoints
 from gleitzeit_gateway.call import Call
 from gleitzeit_gateway.endpoints import Endpoint, Match, Router
 from gleitzeit_gateway.errors import Refused, plain_error
 from gleitzeit_gateway.llm_api import ollama_endpoints, openai_endpoints
+from gleitzeit_gateway.options import FIXED
 
 if TYPE_CHECKING:
     from gleitzeit_core.manager import ResourceManager
@@ -52,9 +53,10 @@ class Gateway:
         self._access = Access(options)
         self._router = Router([*ollama_endpoints(), *openai_endpoints(), *admin_endpoints()])
         self._add_endpoints_of_plugins()
+        manager.on_reload("gateway", self.reconfigure, fixed=FIXED)
         self._server: web.Server | None = None
         self._listener: asyncio.Server | None = None
-        self._draining = False
+        self._ending = asyncio.Event()
         self._open = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -62,7 +64,27 @@ class Gateway:
 
     def __repr__(self) -> str:
         """Address and open requests."""
-        return f"<Gateway {self.url}, {self._open} requests{', draining' if self._draining else ''}>"
+        return f"<Gateway {self.url}, {self._open} requests{', draining' if self._ending.is_set() else ''}>"
+
+    @property
+    def options(self) -> GatewayOptions:
+        """Those in force."""
+        return self._options
+
+    def reconfigure(self, options: GatewayOptions) -> str:
+        """Take other options while running: all but the address. Requests that have begun keep theirs.
+
+        Returns:
+            What else is to be said; nothing.
+
+        Raises:
+            GleitzeitError: They are not safe at this address, whatever they are at another; nothing has changed.
+        """
+        changed = options.model_copy(update={name: getattr(self._options, name) for name in FIXED})
+        if changed.is_open:
+            raise GleitzeitError(f"without keys the gateway cannot go on listening on {changed.host}; start it again")
+        self._options, self._access = changed, Access(changed)
+        return ""
 
     @property
     def url(self) -> str:
@@ -115,15 +137,16 @@ class Gateway:
         New requests get 503, so that callers and what balances them know at once; those who wait are sent away. The
         manager takes nothing new from then on, from anybody.
         """
-        self._draining = True
-        self._manager.dispatcher.shell.admission.close()
+        self._ending.set()
+        grace_s = self._options.grace_s
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._options.grace_s):
+            async with asyncio.timeout(grace_s):
+                await self._manager.dispatcher.drain(grace_s)
                 await self._idle.wait()
 
     async def aclose(self) -> None:
         """Close everything now; `drain` first to let answers finish. More than once is fine."""
-        self._draining = True
+        self._ending.set()
         listener, self._listener = self._listener, None
         server, self._server = self._server, None
         if listener is not None:
@@ -146,7 +169,7 @@ class Gateway:
         began = time.monotonic()
         unique_id = new_request_id()
         shown_id = _id_of_caller(request) or unique_id
-        call = Call(request, self._manager, self._options, shown_id, unique_id, draining=self._draining)
+        call = Call(request, self._manager, self._options, shown_id, unique_id, self._ending)
         call.headers = {MARK: "1", "Server": _SERVER, "X-Request-Id": call.id}
         self._open += 1
         self._idle.clear()
@@ -217,7 +240,11 @@ class Gateway:
             if key is None:
                 text = "a valid API key is needed: send it as 'Authorization: Bearer KEY'"
                 raise Refused(_UNAUTHORIZED, text, "unauthorized")
-            call.tenant, call.priority = key.name, key.priority
+            call.tenant, call.priority, call.admin = key.name, key.priority, key.admin
+        elif endpoint.admin:
+            call.admin = is_this_machine(call.request.remote)
+        if endpoint.admin:
+            _admit_change(call)
         if call.draining:
             raise ShuttingDown("shutting down: nothing new is taken")
 
@@ -225,7 +252,7 @@ class Gateway:
         response.headers.update(call.headers)
         if response.status == _UNAUTHORIZED:
             response.headers["WWW-Authenticate"] = "Bearer"
-        if self._draining or not call.request.content.is_eof():
+        if call.draining or not call.request.content.is_eof():
             # Nothing more is taken here, or what is left of the body would be read as the next request.
             response.force_close()
         return response
@@ -235,6 +262,19 @@ def _id_of_caller(request: web.BaseRequest) -> str:
     """The id that the caller has given the request; empty for none, or for one that could do harm in a log."""
     given = request.headers.get("X-Request-Id", "")
     return given if _CLIENT_ID.fullmatch(given) else ""
+
+
+def _admit_change(call: Call) -> None:
+    """Refuse who may not change the pool, and what a form of a web page could have sent.
+
+    Raises:
+        Refused: One of these.
+    """
+    if not call.admin:
+        who = "this needs a key with 'admin: true'" if call.tenant else "without keys, only this machine may do this"
+        raise Refused(403, who, "forbidden")
+    if call.request.can_read_body and call.request.content_type != "application/json":
+        raise Refused(415, "the body must be JSON: send 'Content-Type: application/json'", "not_json")
 
 
 def _checked(endpoint: Endpoint, response: object) -> web.StreamResponse:

@@ -48,6 +48,17 @@ async def test_ready_when_an_instance_is(serve: Serve, ollama: OllamaServer, oth
     assert (await gateway.ask("/health/live")).json == {"status": "ok"}
 
 
+async def test_degraded_is_ready(serve: Serve, ollama: OllamaServer) -> None:
+    """An instance that is degraded serves, and so counts as ready."""
+    gateway = await serve(ollama)
+    (report,) = gateway.manager.instances()
+    gateway.manager.dispatcher.shell.admission.set_degraded(report.instance.id, "latency", "slow")
+    assert [one["state"] for one in (await gateway.ask("/admin/instances")).json["instances"]] == ["degraded"]
+    ready = await gateway.ask("/health/ready")
+    assert (ready.status, ready.json) == (200, {"status": "ok", "ready": 1, "instances": 1})
+    assert (await gateway.ask("/api/tags")).json["models"]
+
+
 async def test_not_ready_without_instances(serve: Serve) -> None:
     """A gateway with nothing to serve is not ready."""
     gateway = await serve()
@@ -147,6 +158,53 @@ async def test_status(serve: Serve, ollama: OllamaServer) -> None:
     assert status["requests"]["ok"] == 1
 
 
+async def test_queues(serve: Serve, ollama: OllamaServer) -> None:
+    """A queue is listed while somebody waits in it: how many, for whom, and how long it will take."""
+    key = {"name": "alice", "key": "alices-key-is-very-secret", "priority": 3}
+    gateway = await serve(ollama, hub={"max_concurrent": 1}, route={"max_queue": 5}, keys=[key])
+    as_alice = {"X-Api-Key": key["key"]}
+    body = {"model": "smollm2", "messages": [{"role": "user", "content": "hi"}], "stream": False}
+    assert (await gateway.ask("/admin/queues", headers=as_alice)).json == {"queues": []}
+    ollama.script.next(hang := HangBeforeHeaders())
+    asked = [asyncio.create_task(gateway.ask("/api/chat", body, headers=as_alice)) for _ in range(3)]
+    async with asyncio.timeout(20):
+        await hang.reached.wait()
+        await gateway.until(lambda: gateway.waiting == 2)
+        (queue,) = (await gateway.ask("/admin/queues", headers=as_alice)).json["queues"]
+        hang.released.set()
+        assert [(await task).status for task in asked] == [200] * 3
+    assert (queue["route"], queue["waiting"], queue["limit"]) == ("*", 2, 5)
+    assert (queue["tenants"], queue["bands"]) == ({"alice": 2}, {"3": 2})
+    assert "smollm2" in queue["model"]
+    assert queue["oldest_s"] >= 0
+    assert (await gateway.ask("/admin/queues", headers=as_alice)).json == {"queues": []}
+
+
+async def test_numbers(serve: Serve, ollama: OllamaServer) -> None:
+    """The numbers of the last minutes and of all time can be had, in sum and by instance, model, route and method."""
+    gateway = await serve(ollama)
+    await gateway.chat()
+    for window in ("", "?window=recent", "?window=total"):
+        answered = await gateway.ask(f"/admin/metrics{window}")
+        assert answered.status == 200
+        found = answered.json
+        assert found["sum"]["count"] == 1
+        assert found["sum"]["results"] == {"ok": 1}
+        assert found["methods"].keys() == {"llm/chat"}
+        assert len(found["instances"]) == len(found["models"]) == len(found["routes"]) == 1
+    wrong = await gateway.ask("/admin/metrics?window=day")
+    assert (wrong.status, wrong.json["error"]["code"]) == (400, "invalid_request")
+
+
+@pytest.mark.parametrize("path", ["/admin/instances?x=1", "/admin/queues?x=1", "/admin/metrics?widnow=total"])
+async def test_unknown_parameters(serve: Serve, ollama: OllamaServer, path: str) -> None:
+    """A parameter that is not known is refused, with what is."""
+    gateway = await serve(ollama)
+    answered = await gateway.ask(path)
+    assert (answered.status, answered.json["error"]["code"]) == (400, "invalid_request")
+    assert "unknown parameter" in answered.json["error"]["message"]
+
+
 # -- headers -------------------------------------------------------------------------------------------------------
 
 
@@ -181,6 +239,25 @@ async def test_headers_tell_the_wait(serve: Serve, ollama: OllamaServer, other: 
         waited = [int((await task).headers["X-Gleitzeit-Queue-Ms"]) for task in asked]
     assert waited[:2] == [0, 0]
     assert waited[2] >= 15
+
+
+@streaming_or_not
+async def test_headers_tell_the_place_in_the_queue(serve: Serve, ollama: OllamaServer, *, stream: bool) -> None:
+    """Who had to wait is told where, and how long that was expected to take; who had not to, neither."""
+    gateway = await serve(ollama, hub={"max_concurrent": 1})
+    ollama.script.next(hang := HangBeforeHeaders())
+    asked = []
+    async with asyncio.timeout(20):
+        for waiting in range(4):
+            asked.append(asyncio.create_task(gateway.chat(stream=stream)))
+            await (hang.reached.wait() if not waiting else gateway.until(lambda n=waiting: gateway.waiting == n))
+        hang.released.set()
+        first, *others = [(await task).headers for task in asked]
+    assert not {"X-Gleitzeit-Queue-Position", "X-Gleitzeit-Expected-Wait-Ms"} & first.keys()
+    assert [headers["X-Gleitzeit-Queue-Position"] for headers in others] == ["1", "2", "3"]
+    expected = [int(headers["X-Gleitzeit-Expected-Wait-Ms"]) for headers in others]
+    assert expected == sorted(expected)
+    assert expected[0] > 0
 
 
 @pytest.mark.parametrize("given", ["my-id_1.2:3", "a", "x" * 64])

@@ -279,3 +279,17 @@ async def test_deadline_of_one_that_stalls(serve: Serve, ollama: OllamaServer, *
     async with asyncio.timeout(20):
         await ollama.wait_for(lambda server: server.disconnects == 1)
     assert gateway.in_flight == 0
+
+
+@pytest.mark.parametrize("strategy", ["least_loaded", "round_robin", "random"])
+async def test_fast_failures_are_no_sinkhole(
+    serve: Serve, ollama: OllamaServer, other: OllamaServer, *, strategy: str
+) -> None:
+    """A server that fails at once, and so always looks idle, gets nothing after its fifth failure; callers see none."""
+    gateway = await serve(ollama, other, route={"strategy": strategy})
+    ollama.script.always(Status(500))
+    answers = [await gateway.chat() for _ in range(60)]
+    assert [answered.status for answered in answers] == [200] * 60
+    assert sum(record.path == "/api/chat" for record in ollama.requests) == 5
+    states = {one["endpoint"]: one["state"] for one in (await gateway.ask("/admin/instances")).json["instances"]}
+    assert states == {ollama.url: "ejected", other.url: "ready"}

@@ -27,7 +27,7 @@ def _report(*names: str, warm: str = "", embeds: str = "", state: str = "ready",
         warm=frozenset((capability(warm),)) if warm else frozenset(),
         details={"models": entries},
     )
-    return InstanceReport(instance, state, 0, reason)
+    return InstanceReport(instance, state, 0, reason, limit=4, breaker="closed")
 
 
 def _said(*reports: InstanceReport, url: str = URL, keys_needed: bool = False) -> list[str]:

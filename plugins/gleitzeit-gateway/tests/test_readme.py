@@ -29,8 +29,9 @@ async def test_paths_in_the_readme(serve: Serve, ollama: OllamaServer) -> None:
     """Every path in the table is an endpoint, and those that are said to be missing say so."""
     gateway = await serve(ollama)
     table, missing = re.findall(r"^\| `/.*\|$", README, re.MULTILINE), re.findall(r"`(/api/pull)`", README)
-    paths = [path for row in table for path in re.findall(r"`(/[^`]*)`", row.split(" | ")[0])]
-    assert len(paths) == 19
+    found = [path for row in table for path in re.findall(r"`(/[^`]*)`", row.split(" | ")[0])]
+    paths = [path for path in found if not path.endswith("...")]
+    assert len(paths) == 20
     for path in paths:
         assert (await gateway.ask(path.replace("NAME", "smollm2"), verb="PUT")).status == 405
     for path in missing:

@@ -113,13 +113,35 @@ async def test_notification(serve: Serve, ollama: OllamaServer) -> None:
     assert [record.path for record in ollama.requests if record.method == "POST"] == ["/api/chat"]
 
 
+@pytest.mark.parametrize(
+    ("method", "params", "code"),
+    [("llm/chat", PARAMS, "instance_failure"), ("llm/caht", {}, "unknown_method"), ("llm/chat", [], "invalid_request")],
+)
+async def test_notification_that_fails(
+    serve: Serve,
+    ollama: OllamaServer,
+    caplog: pytest.LogCaptureFixture,
+    method: str,
+    params: object,
+    code: str,
+) -> None:
+    """Nor does it get an error, as JSON-RPC has it; the access line has the error."""
+    caplog.set_level("INFO", "gleitzeit.access")
+    gateway = await serve(ollama, access_log=True)
+    ollama.script.always(Status(400))
+    answered = await gateway.ask("/rpc", {"jsonrpc": "2.0", "method": method, "params": params})
+    assert (answered.status, answered.body) == (204, b"")
+    assert caplog.messages[-1].endswith(f"error={code}")
+
+
 NO_CALLS = {
-    "no object": ([1], "expected one call, as an object", None),
-    "a batch": ([{"jsonrpc": "2.0", "id": 1, "method": "llm/models"}], "expected one call, as an object", None),
+    "no object": (1, "expected a call, as an object", None),
+    "nothing": (b"null", "expected a call, as an object", None),
     "no version": ({"id": 1, "method": "llm/models"}, "'jsonrpc' must be \"2.0\"", 1),
     "a wrong version": ({"jsonrpc": 2.0, "id": 1, "method": "x"}, "'jsonrpc' must be \"2.0\"", 1),
     "no method": ({"jsonrpc": "2.0", "id": 1}, "'method' must be a string", 1),
-    "a list of params": ({"jsonrpc": "2.0", "id": 1, "method": "x", "params": []}, "'params' must be an object", 1),
+    "a word for params": ({"jsonrpc": "2.0", "id": 1, "method": "x", "params": "y"}, "'params' must be an object", 1),
+    "null for params": ({"jsonrpc": "2.0", "id": 1, "method": "x", "params": None}, "'params' must be an object", 1),
     "an object as id": ({"jsonrpc": "2.0", "id": {}, "method": "x"}, "'id' must be a string, a number or null", None),
     "true as id": ({"jsonrpc": "2.0", "id": True, "method": "x"}, "'id' must be a string, a number or null", None),
     "a word for stream": (
@@ -127,6 +149,7 @@ NO_CALLS = {
         "'stream' must be true or false",
         1,
     ),
+    "a stream for nobody": ({"jsonrpc": "2.0", "method": "x", "stream": True}, "'stream' needs an 'id'", None),
     "no time": ({"jsonrpc": "2.0", "id": 1, "method": "x", "timeout_s": 0}, "'timeout_s' must be a number above 0", 1),
     "a word for time": ({"jsonrpc": "2.0", "id": 1, "method": "x", "timeout_s": "1"}, "'timeout_s' must be", 1),
 }
@@ -138,7 +161,7 @@ async def test_what_is_no_call(
 ) -> None:
     """What is no call says which part of it is wrong: -32600."""
     gateway = await serve(ollama)
-    error = error_of(await gateway.ask("/rpc", message), request_id)
+    error = error_of(await gateway.ask("/rpc", message, verb="POST"), request_id)
     assert error["code"] == -32600
     assert words in error["message"]
 
@@ -162,6 +185,9 @@ async def test_errors(serve: Serve, ollama: OllamaServer, *, stream: bool) -> No
     error = error_of(await call(gateway, params={"messages": []}, stream=stream))
     assert (error["code"], error["data"]["code"]) == (-32602, "invalid_request")
     assert error["data"]["param"] == "model"
+    error = error_of(await call(gateway, params=["smollm2"], stream=stream))
+    assert (error["code"], error["data"]["param"]) == (-32602, "params")
+    assert "by name" in error["message"]
     error = error_of(await call(gateway, params={**PARAMS, "model": "nope"}, stream=stream))
     assert (error["code"], error["data"]["code"]) == (-32000, "no_capable_instance")
     ollama.script.next(Status(500))

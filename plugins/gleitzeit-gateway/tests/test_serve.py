@@ -85,9 +85,10 @@ async def program(tmp_path: Path) -> AsyncIterator[Start]:
     environment = {key: value for key, value in os.environ.items() if not SETTINGS.match(key)}
     environment |= {"HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
-    async def start(*arguments: str, port: str = "0", **more: str) -> Program:
+    async def start(*arguments: str, port: str = "0", stdin: int = asyncio.subprocess.DEVNULL, **more: str) -> Program:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", "gleitzeit_core.cli", "serve", "--port", port, *arguments),
+            stdin=stdin,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env={**environment, **more},
@@ -266,6 +267,98 @@ async def test_signal_while_starting(program: Start, ollama: OllamaServer) -> No
     running.signal(signal.SIGTERM)
     assert await running.ended() == 0
     assert running.said == []
+
+
+# -- what it reads again -------------------------------------------------------------------------------------------
+
+
+async def test_hang_up_reloads(
+    program: Start, ollama: OllamaServer, other: OllamaServer, session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    """SIGHUP reads the configuration again, says each change, and drops nothing; what is wrong is said, no more."""
+    ollama.gate = gate = Gate(tokens=1)
+    file = tmp_path / "gleitzeit.yaml"
+    text = f"hubs: {{lan: {{type: ollama, instances: [{ollama.url}]}}}}\n"
+    file.write_text(text)
+    running = await program()
+    await running.until_said("/v1/chat/completions")
+    async with _stream(running, session) as response:
+        file.write_text(text.replace("]", f", {other.url}]") + "routes: [{methods: ['*'], max_queue: 7}]\n")
+        running.signal(signal.SIGHUP)
+        assert " INFO reload: " in await running.until_complained("hubs.lan")
+        await running.until_complained("max_queue: 256 -> 7")
+        file.write_text("hubs: {lan: {type: olama}}\n")
+        running.signal(signal.SIGHUP)
+        await running.until_complained("nothing was reloaded: configuration: 1 problem")
+        await running.until_complained("hubs.lan.type")
+        await running.until_complained("the gateway goes on as it was")
+        gate.open()
+        assert json.loads((await response.read()).splitlines()[-1])["done"] is True
+    async with session.get(f"{running.url}/admin/status") as answered:
+        status = await answered.json()
+    assert {one["endpoint"] for one in status["instances"]} == {ollama.url, other.url}
+    assert status["routes"][0]["max_queue"] == 7
+    running.signal(signal.SIGTERM)
+    assert await running.ended() == 0
+
+
+async def test_hang_up_while_starting(program: Start, ollama: OllamaServer) -> None:
+    """SIGHUP does not end it before it is ready, either."""
+    ollama.script.next(hang := Hang(), on="any")
+    running = await program("--instance", ollama.url)
+    async with asyncio.timeout(LIMIT_S):
+        await hang.reached.wait()
+    running.signal(signal.SIGHUP)
+    hang.released.set()
+    await running.until_said("Gleitzeit listens on")
+    await running.until_complained("reload: nothing has changed")
+    running.signal(signal.SIGTERM)
+    assert await running.ended() == 0
+
+
+async def test_flags_go_before_the_file_also_later(
+    program: Start, ollama: OllamaServer, session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    """A strategy given as a flag is that of every route of the file, also when the file has other routes later."""
+    file = tmp_path / "gleitzeit.yaml"
+    file.write_text("routes: [{methods: ['llm/chat'], max_queue: 3}, {methods: ['llm/*'], strategy: random}]\n")
+    running = await program("--instance", ollama.url, "--strategy", "round_robin")
+    await running.until_said("/v1/chat/completions")
+
+    async def routes() -> list[tuple[list[str], str, int]]:
+        async with session.get(f"{running.url}/admin/status") as answered:
+            found = (await answered.json())["routes"]
+        return [(route["methods"], route["strategy"], route["max_queue"]) for route in found]
+
+    assert await routes() == [
+        (["llm/chat"], "round_robin", 3),
+        (["llm/*"], "round_robin", 256),
+        (["*"], "round_robin", 256),
+    ]
+    file.write_text("routes: [{methods: ['*'], strategy: random, max_queue: 9}]\n")
+    running.signal(signal.SIGHUP)
+    await running.until_complained("routes")
+    async with asyncio.timeout(LIMIT_S):
+        while len(await routes()) > 1:
+            await asyncio.sleep(0.01)
+    assert await routes() == [(["*"], "round_robin", 9)]
+    running.signal(signal.SIGTERM)
+    assert await running.ended() == 0
+
+
+async def test_terminal_that_is_closed(program: Start, ollama: OllamaServer) -> None:
+    """The SIGHUP of a terminal that is closed ends the program, which nobody could reach any more."""
+    terminal, its_end = os.openpty()
+    try:
+        running = await program("--instance", ollama.url, stdin=its_end)
+        await running.until_said("/v1/chat/completions")
+        running.signal(signal.SIGHUP)
+        await running.until_complained("reload: nothing has changed")
+    finally:
+        os.close(its_end)
+        os.close(terminal)
+    running.signal(signal.SIGHUP)
+    assert await running.ended() == 0
 
 
 # -- what it refuses -----------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from gleitzeit_core.errors import FailureKind, InstanceFailure, InvalidRequest
-from gleitzeit_core.pool import State
 from gleitzeit_core.resources import ChannelKind, HttpChannel, Speaks
 from gleitzeit_llm import models
 from gleitzeit_llm.dialects import bodies
@@ -43,7 +42,7 @@ def merged(reports: Iterable[InstanceReport]) -> list[Mapping[str, Any]]:
     Where several have a model, the entry is that of the first that is up.
     """
     found: dict[str, Mapping[str, Any]] = {}
-    for report in sorted(reports, key=lambda report: (report.state != State.READY, report.instance.id)):
+    for report in sorted(reports, key=lambda report: (not report.serving, report.instance.id)):
         for name, entry in models.entries(report.instance).items():
             found.setdefault(name, entry)
     return [found[name] for name in sorted(found)]
@@ -69,7 +68,7 @@ async def _loaded_on(upstream: Upstream, report: InstanceReport) -> list[Mapping
 
 
 def _may_be_asked(report: InstanceReport) -> bool:
-    return report.instance.probe and report.state == State.READY
+    return report.instance.probe and report.serving
 
 
 async def _ask(upstream: Upstream, channel: HttpChannel) -> list[Mapping[str, Any]]:

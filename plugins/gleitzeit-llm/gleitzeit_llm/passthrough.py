@@ -1,9 +1,9 @@
 """Same API on both sides: bytes pass unparsed, in whole lines or events, and are only watched.
 
-Watched for two things: the final marker, without which an answer is incomplete, and an error inside a stream that began
-with status 200. What tells of either has signs that almost no other line has, so hardly anything is parsed. Nothing is
-ever cut in mid-line, so that an error of ours can follow at any point. How the bytes were cut on their way makes no
-difference to what is given out and what is raised.
+Watched for three things: the final marker, without which an answer is incomplete, an error inside a stream that began
+with status 200, and token counts. What tells of any of them has signs that almost no other line has, so hardly anything
+is parsed. Nothing is ever cut in mid-line, so that an error of ours can follow at any point. How the bytes were cut on
+their way makes no difference to what is given out and what is raised.
 
 Whatever is given out counts as output, comments that keep a connection alive among it: the caller has seen it, so from
 then on no other instance can take over.
@@ -11,6 +11,7 @@ then on no other instance can take over.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -24,9 +25,12 @@ from gleitzeit_llm.dialects.openai_encoder import DONE
 from gleitzeit_llm.dialects.openai_wire import read_answer
 from gleitzeit_llm.dialects.sse import EventBuffer
 from gleitzeit_llm.protocol import UNREADABLE, UpstreamError
+from gleitzeit_llm.usage import counted, of_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from gleitzeit_core.requests import Usage
 
 _ERROR_FIRST: Final = re.compile(rb'\s*\{\s*"error"')
 
@@ -83,7 +87,7 @@ class PassThrough:
         """All of it; only what comes before an error, if there is one."""
         begin = 0
         try:
-            for begin, end in () if self.finished else self._format.suspects(whole):
+            for begin, end in () if self.finished else self._format.suspects(whole, self._format.signs):
                 self.finished = self._format.is_final(whole[begin:end])
                 if self.finished:
                     break
@@ -92,7 +96,7 @@ class PassThrough:
                 yield whole[:begin]
             raise _failure(error.message) from None
         if whole:
-            yield whole
+            yield counted(whole, self._format.usage(whole))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,21 +107,38 @@ class _Format:
         ends: The end of a line or an event.
         signs: What a line that is final or an error has in it; others may have it too.
         is_final: Whether a line or an event is final. Raises `UpstreamError` for one that is an error.
+        key: What all lines with token counts have in them; found much faster than `counts`.
+        counts: What else they have; others may have it too.
+        data: The JSON in a line or an event. Raises `UpstreamError` where it is no such thing.
     """
 
     ends: re.Pattern[bytes]
     signs: re.Pattern[bytes]
     is_final: Callable[[bytes], bool]
+    key: bytes
+    counts: re.Pattern[bytes]
+    data: Callable[[bytes], Iterable[bytes]]
 
-    def suspects(self, whole: bytes) -> Iterator[tuple[int, int]]:
-        """Where each line or event in `whole` that has a sign begins and ends."""
-        if not self.signs.search(whole):
+    def suspects(self, whole: bytes, signs: re.Pattern[bytes]) -> Iterator[tuple[int, int]]:
+        """Where each line or event in `whole` that has one of these signs begins and ends."""
+        if not signs.search(whole):
             return
         begin = 0
         for end in (*(end.end() for end in self.ends.finditer(whole)), len(whole)):
-            if self.signs.search(whole, begin, end):
+            if signs.search(whole, begin, end):
                 yield begin, end
             begin = end
+
+    def usage(self, whole: bytes) -> Usage | None:
+        """The last token counts in `whole`."""
+        if self.key not in whole:
+            return None
+        found = None
+        with contextlib.suppress(UpstreamError):
+            for begin, end in self.suspects(whole, self.counts):
+                for data in self.data(whole[begin:end]):
+                    found = of_json(data) or found
+        return found
 
 
 class _Line(msgspec.Struct):
@@ -139,10 +160,14 @@ def _is_final_line(line: bytes) -> bool:
     return part.done is True
 
 
+def _data(event: bytes) -> Iterator[bytes]:
+    return EventBuffer().feed(event + b"\n\n")
+
+
 def _is_final_event(event: bytes) -> bool:
     """Whether it is ``[DONE]``, or the last but for the token counts: some servers leave ``[DONE]`` out."""
     try:
-        for data in EventBuffer().feed(event + b"\n\n"):
+        for data in _data(event):
             if data.strip() == DONE or any(choice.finish_reason for choice in read_answer(data).choices or ()):
                 return True
     except UpstreamError as error:
@@ -157,12 +182,19 @@ _FORMATS: Final[Mapping[str, _Format]] = {
         ends=re.compile(rb"\n"),
         signs=re.compile(rb'"done"\s*:\s*true|"error"\s*:'),
         is_final=_is_final_line,
+        key=b'eval_count"',
+        counts=re.compile(rb'eval_count"\s*:'),
+        data=lambda line: (line,),
     ),
     "openai": _Format(
         # A CR at the very end may be half of what comes next.
         ends=re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?=[^\n]))"),
         signs=re.compile(rb'\[DONE\]|"(?:finish_reason"\s*:\s*"|error")|error:'),
         is_final=_is_final_event,
+        key=b'"prompt_',
+        # Of a usage, or of llama.cpp's timings. A chunk without counts may have a null for a usage.
+        counts=re.compile(rb'"prompt_(?:tokens|n)"\s*:'),
+        data=_data,
     ),
 }
 

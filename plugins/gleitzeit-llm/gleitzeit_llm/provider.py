@@ -15,7 +15,7 @@ from gleitzeit_core.errors import FailureKind, InstanceFailure
 from gleitzeit_core.provider import Provider
 from gleitzeit_core.requests import Method
 from gleitzeit_core.resources import ChannelKind, HttpChannel, Requirements, Speaks
-from gleitzeit_llm import listings, models, raw
+from gleitzeit_llm import costs, listings, models, raw, schemas
 from gleitzeit_llm.dialects import DIALECTS
 from gleitzeit_llm.failures import explaining
 from gleitzeit_llm.listings import LOADED, MODELS, SHOW, SHOW_POINT
@@ -24,6 +24,7 @@ from gleitzeit_llm.passthrough import PassThrough
 from gleitzeit_llm.protocol import CHAT, EMBED, GENERATE, UpstreamError, load_answer, model_of, utc_now, write_json
 from gleitzeit_llm.raw import RawAnswer
 from gleitzeit_llm.upstream import Reply, Upstream
+from gleitzeit_llm.usage import counted, of_canonical
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Mapping
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from gleitzeit_core.hub import ResourceHub
     from gleitzeit_core.provider import RequestOptions
-    from gleitzeit_core.requests import Request
+    from gleitzeit_core.requests import Request, Usage
     from gleitzeit_core.resources import Channel, ResourceInstance
     from gleitzeit_core.runs import InstanceReport
     from gleitzeit_llm.dialects.base import StreamDecoder
@@ -56,12 +57,24 @@ class LLMProvider(Provider[LLMOptions]):
     options_type = LLMOptions
     accepts = (_OLLAMA, _OPENAI)
     methods = (
-        Method(name=CHAT, summary="the next message of a conversation", replayable=True, streams=True),
-        Method(name=GENERATE, summary="a continuation of a prompt", replayable=True, streams=True),
-        Method(name=EMBED, summary="vectors for texts", replayable=True),
-        Method(name=MODELS, summary="the models there are", replayable=True, local=True),
-        Method(name=SHOW, summary="what is known about a model", replayable=True),
-        Method(name=LOADED, summary="the models in memory", replayable=True, local=True),
+        Method(
+            name=CHAT,
+            summary="the next message of a conversation",
+            replayable=True,
+            streams=True,
+            schema=schemas.CHAT_PARAMS,
+        ),
+        Method(
+            name=GENERATE,
+            summary="a continuation of a prompt",
+            replayable=True,
+            streams=True,
+            schema=schemas.GENERATE_PARAMS,
+        ),
+        Method(name=EMBED, summary="vectors for texts", replayable=True, schema=schemas.EMBED_PARAMS),
+        Method(name=MODELS, summary="the models there are", replayable=True, local=True, schema=schemas.NO_PARAMS),
+        Method(name=SHOW, summary="what is known about a model", replayable=True, schema=schemas.SHOW_PARAMS),
+        Method(name=LOADED, summary="the models in memory", replayable=True, local=True, schema=schemas.NO_PARAMS),
     )
 
     def __init__(self, options: LLMOptions | None = None, *, hub: ResourceHub[Any] | None = None) -> None:
@@ -92,6 +105,7 @@ class LLMProvider(Provider[LLMOptions]):
             UnknownName: There is no such dialect, or no such endpoint in it.
         """
         point, peek = raw.peek(dialect, endpoint, body)
+        options.setdefault("cost", costs.of_size(point.method, len(body), peek.max_output))
         request = self.request(point.method, {"model": peek.model}, **options)
         return request.changed(
             body=body,
@@ -111,6 +125,15 @@ class LLMProvider(Provider[LLMOptions]):
             return Requirements(accepts=self.accepts)
         wanted = models.capability(model_of(request.params))
         return Requirements(accepts=self.accepts, capabilities=frozenset((wanted,)))
+
+    def cost(self, request: Request) -> float:
+        """An estimate from the length of the prompt and the limit on the output; an average chat is 1."""
+        return costs.of_params(request.method, request.params)
+
+    def usage(self, request: Request, part: Any) -> Usage | None:  # noqa: ANN401, ARG002 - dicts, bytes or a RawAnswer
+        """The tokens that an answer, or its last part, says it took."""
+        found: Usage | None = of_canonical(part) if isinstance(part, dict) else getattr(part, "usage", None)
+        return found
 
     async def answer(self, request: Request, instances: tuple[InstanceReport, ...]) -> Json:
         """``llm/models`` and ``llm/loaded``, over all instances, those that are down or slow as they were last seen."""
@@ -231,7 +254,7 @@ class LLMProvider(Provider[LLMOptions]):
             async for part in parts:
                 data = encoder.part(part)
                 if data:
-                    yield data
+                    yield counted(data, of_canonical(part))
         end = encoder.finish()
         if end:
             yield end

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from gleitzeit_core.errors import FailureKind, InstanceFailure, UnknownName
+from gleitzeit_llm import usage
 from gleitzeit_llm.dialects import DIALECTS
 from gleitzeit_llm.listings import SHOW_POINT, peek_show
 from gleitzeit_llm.passthrough import check_whole
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from gleitzeit_core.requests import Request
+    from gleitzeit_core.requests import Request, Usage
     from gleitzeit_llm.dialects.base import Endpoint, Parsed, Peek
     from gleitzeit_llm.upstream import Reply
 
@@ -29,11 +30,13 @@ class RawAnswer:
         status: HTTP status, from 200 to 299.
         content_type: As that API has it.
         body: JSON.
+        usage: The tokens it says it took; None when it says nothing.
     """
 
     status: int
     content_type: str
     body: bytes
+    usage: Usage | None = None
 
 
 def peek(dialect: str, path: str, body: bytes) -> tuple[Endpoint, Peek]:
@@ -63,14 +66,15 @@ def parsed(request: Request) -> Parsed:
     return client.parse(client.endpoints[request.endpoint], request.body or b"")
 
 
-def answer(dialect: str, body: bytes, status: int = 200) -> RawAnswer:
+def answer(dialect: str, body: bytes, status: int = 200, took: Usage | None = None) -> RawAnswer:
     """A body with the content type of its API."""
-    return RawAnswer(status, DIALECTS[dialect].client.plain_type, body)
+    return RawAnswer(status, DIALECTS[dialect].client.plain_type, body, took)
 
 
 def rendered(request: Request, parsed: Parsed, canonical: Mapping[str, Any]) -> RawAnswer:
     """A canonical answer in the caller's API."""
-    return answer(request.dialect, DIALECTS[request.dialect].client.answer(parsed, canonical))
+    body = DIALECTS[request.dialect].client.answer(parsed, canonical)
+    return answer(request.dialect, body, took=usage.of_canonical(canonical))
 
 
 def passed(api: str, url: str, reply: Reply) -> RawAnswer:
@@ -82,7 +86,7 @@ def passed(api: str, url: str, reply: Reply) -> RawAnswer:
     if reply.content_type != JSON_TYPE:
         raise InstanceFailure(FailureKind.SERVER_ERROR, f"{url} answered {reply.content_type}, not JSON")
     check_whole(reply.body)
-    return answer(api, reply.body, reply.status)
+    return answer(api, reply.body, reply.status, usage.of_json(reply.body))
 
 
 def streams(api: str, url: str, content_type: str) -> bool:

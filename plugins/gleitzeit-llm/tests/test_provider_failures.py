@@ -133,11 +133,7 @@ class Caller:
     def outcome(self, url: str) -> list[str]:
         """How tries on the instance at `url` ended."""
         report = next(r for r in self.pool.dispatcher.reports() if r.instance.endpoint == url)
-        results: dict[str, int] = {}
-        for _, name, series in self.pool.dispatcher.metrics:
-            if name == report.instance.id:
-                for result, count in series.results.items():
-                    results[result] = results.get(result, 0) + count
+        results = self.pool.dispatcher.metrics.sum(instance_id=report.instance.id).results
         return [f"{count} {result}" for result, count in sorted(results.items())]
 
 

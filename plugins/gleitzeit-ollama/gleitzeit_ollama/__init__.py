@@ -1,1 +1,1 @@
-"""Ollama servers as Gleitzeit instances: configured, discovered or static."""
+"""Ollama servers as Gleitzeit instances: configured, discovered, managed or static."""

@@ -16,7 +16,8 @@ from gleitzeit_core.cli.context import Invocation, pass_invocation
 from gleitzeit_core.dispatch import Dispatcher
 from gleitzeit_core.errors import GleitzeitError, NoCapableInstance, UnknownName
 from gleitzeit_ollama.hub import OllamaHub
-from gleitzeit_ollama.options import OllamaOptions, checked_options
+from gleitzeit_ollama.options import InstanceOptions, OllamaOptions, checked_options
+from gleitzeit_ollama.processes import LOOPBACK, Servers
 from gleitzeit_ollama.pull_output import Bars, JsonLines, PlainLines
 from gleitzeit_ollama.pulls import choose
 
@@ -81,10 +82,24 @@ def _hubs(invocation: Invocation, *, named: bool) -> list[OllamaHub]:
     if not config.explicit_hubs:
         return [OllamaHub()]
     sections = config.hubs.values()
-    hubs = [OllamaHub(s.options, name=s.name) for s in sections if isinstance(s.options, OllamaOptions)]
+    hubs = [
+        OllamaHub(_borrowing(s.options, s.name), name=s.name) for s in sections if isinstance(s.options, OllamaOptions)
+    ]
     if not hubs and not named:
         raise NoCapableInstance("the configuration has no hub of type 'ollama'; name a server with --instance URL")
     return hubs
+
+
+def _borrowing(options: OllamaOptions, hub: str) -> OllamaOptions:
+    """Options with the servers that a gateway has started. Only where none runs one is started, for this command."""
+    if options.managed is None:
+        return options
+    ports = Servers(options.managed, hub).in_use()
+    if not ports:
+        one = options.managed.model_copy(update={"min_instances": 1, "max_instances": 1})
+        return options.model_copy(update={"managed": one})
+    running = [InstanceOptions(url=f"http://{LOOPBACK}:{port}") for port in ports]
+    return options.model_copy(update={"managed": None, "instances": [*options.instances, *running]})
 
 
 async def _pull(hubs: Sequence[OllamaHub], model: str, given: Sequence[str], output: Output) -> bool:

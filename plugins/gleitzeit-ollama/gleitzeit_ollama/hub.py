@@ -1,33 +1,28 @@
-"""The hub of Ollama servers: those that the configuration names, and those that it finds on this machine."""
+"""The hub of Ollama servers: configured, found on this machine, or started here; and their models."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import ssl
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gleitzeit_core.errors import (
-    ConfigurationError,
     FailureKind,
     InstanceFailure,
     InvalidRequest,
     NoCapableInstance,
-    Problem,
     Unavailable,
     UnknownName,
 )
-from gleitzeit_core.hub import ResourceHub
-from gleitzeit_core.resources import HttpChannel, ResourceInstance, instance_id
-from gleitzeit_llm.models import canonical, capability, entry
-from gleitzeit_llm.upstream import Upstream
+from gleitzeit_core.resources import Ownership, ResourceInstance
+from gleitzeit_llm.models import capability
+from gleitzeit_llm.server_hub import channel_of
 from gleitzeit_ollama.addresses import normalised, without_aliases
-from gleitzeit_ollama.asking import describe
 from gleitzeit_ollama.discovery import Discovery
 from gleitzeit_ollama.downloads import PullProgress, Tell, download
-from gleitzeit_ollama.options import InstanceOptions, OllamaOptions, TlsOptions
+from gleitzeit_ollama.managed import KeepingHub
+from gleitzeit_ollama.options import InstanceOptions, OllamaOptions
 from gleitzeit_ollama.pulls import Feed, Pulls, choose
 
 if TYPE_CHECKING:
@@ -36,8 +31,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class OllamaHub(ResourceHub[OllamaOptions]):
-    """Ollama servers, which are never started or stopped from here.
+class OllamaHub(KeepingHub):
+    """Ollama servers: those that are configured, found on this machine, added by hand, or started here.
+
+    Only those that are started here are ever stopped.
 
     Args:
         options: None to discover what there is on this machine.
@@ -47,62 +44,52 @@ class OllamaHub(ResourceHub[OllamaOptions]):
         pulls: The downloads under way.
     """
 
-    kind = "ollama"
+    adaptable = KeepingHub.adaptable | {"discover", "discover_ports", "pull_stall_timeout_s"}
 
     def __init__(self, options: OllamaOptions | None = None, *, name: str = "") -> None:
         super().__init__(OllamaOptions() if options is None else options, name=name)
-        self._upstream = Upstream(connect_timeout_s=self.options.connect_timeout_s)
         self.pulls = Pulls(self._download)
-        self._configured: tuple[ResourceInstance, ...] = ()
         self._discovery: Discovery | None = None
 
     # -- as every hub ------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Open the HTTP client.
-
-        Raises:
-            ConfigurationError: A file of certificates cannot be read.
-        """
-        contexts = await asyncio.to_thread(self._tls_contexts)
-        self._configured = tuple(map(self._instance, self.options.instances, contexts))
-        if self.options.discover:
-            ports, timeout_s = self.options.discover_ports, self.options.check_timeout_s
-            self._discovery = Discovery(ports, self._look, resolve_timeout_s=timeout_s)
-        await self._upstream.open()
+        """Open what it needs; see `KeepingHub.open`."""
+        self._set_discovery()
+        await super().open()
 
     async def discover(self) -> Iterable[ResourceInstance]:
         """The configured instances; servers that were found are published here, since they have just answered."""
         if self._discovery is not None:
-            known = [instance.endpoint for instance in (*self._configured, *self.instances)]
+            known = [instance.endpoint for instance in (*self._configured.values(), *self.instances)]
             for found in await self._discovery.search(known):
-                logger.info("hub %s: found an Ollama server at %s", self.name, found.endpoint)
-                self.publish(found)
-        return self._configured
+                if found.id not in self._excluded:
+                    logger.info("hub %s: found an Ollama server at %s", self.name, found.endpoint)
+                    self.publish(found)
+        return await super().discover()
 
-    async def check(self, instance: ResourceInstance) -> ResourceInstance:
-        """Ask a server for its version, its models and those in memory.
+    async def reconfigure(self, options: OllamaOptions) -> bool:
+        """Take other options where that needs no restart; see `KeepingHub.reconfigure`."""
+        if not await super().reconfigure(options):
+            return False
+        self._set_discovery()
+        return True
 
-        Raises:
-            InstanceFailure: It is not well, or is no Ollama server.
-        """
-        fixed = _options(instance).models
-        found = await describe(self._upstream, _channel(instance), list_models=not fixed)
-        models = instance.details["models"] if found.models is None else found.models
-        capabilities = frozenset(map(capability, models))
-        return replace(
-            instance,
-            capabilities=capabilities,
-            warm=capabilities & frozenset(map(capability, found.loaded)),
-            details={**instance.details, "models": models, "version": found.version},
-        )
+    def refuse_alias(self, instance: ResourceInstance) -> None:
+        """Refuse a server that is there already by another of the usual names of loopback, or is one of our own."""
+        for known in self.instances:
+            same = without_aliases(known.endpoint) == without_aliases(instance.endpoint)
+            if same and known.ownership is not Ownership.EXTERNAL:
+                raise InvalidRequest(f"{known.endpoint} is a server that was started here", param="url")
+            if same and known.id != instance.id:
+                raise InvalidRequest(f"that server is there already, as {known.endpoint}", param="url")
 
     async def close(self) -> None:
-        """End the pulls under way and close the HTTP client."""
+        """End the pulls under way, the servers that are ours and the HTTP client."""
         try:
             await self.pulls.aclose()
         finally:
-            await self._upstream.close()
+            await super().close()
 
     # -- models ------------------------------------------------------------------------------------------------
 
@@ -199,42 +186,19 @@ class OllamaHub(ResourceHub[OllamaOptions]):
 
     # -- inside ------------------------------------------------------------------------------------------------
 
-    def _instance(self, options: InstanceOptions, tls: ssl.SSLContext | None = None) -> ResourceInstance:
-        channel = HttpChannel(options.url, headers=options.sent_headers(), tls=tls)
-        models = {canonical(name): entry(name) for name in options.models}
-        return ResourceInstance(
-            id=instance_id(self.kind, options.url),
-            hub=self.name,
-            kind=self.kind,
-            endpoint=options.url,
-            offers=(("ollama", channel), ("openai", channel)),
-            capabilities=frozenset(map(capability, models)),
-            tags=frozenset(options.tags),
-            weight=options.weight,
-            max_concurrent=options.max_concurrent,
-            probe=options.probe,
-            details={"models": models, "name": options.name},
-            handle=options,
+    def _set_discovery(self) -> None:
+        ports, timeout_s = self.options.discover_ports, self.options.check_timeout_s
+        self._discovery = (
+            Discovery(ports, self._look_at, resolve_timeout_s=timeout_s) if self.options.discover else None
         )
 
-    def _tls_contexts(self) -> list[ssl.SSLContext | None]:
-        """One for each configured instance. Reads files."""
-        contexts = []
-        for number, options in enumerate(self.options.instances):
-            try:
-                contexts.append(_tls_context(options.tls))
-            except OSError as error:  # an SSLError is one
-                path = f"hubs.{self.name}.instances[{number}].tls.ca"
-                raise ConfigurationError([Problem(path, f"cannot be used: {error}")]) from None
-        return contexts
-
-    async def _look(self, url: str) -> ResourceInstance | None:
+    async def _look_at(self, url: str) -> ResourceInstance | None:
         """The instance at a URL, when an Ollama server answers there."""
         # Not validated: OLLAMA_HOST may have a path, options must not.
         options = InstanceOptions(url="localhost").model_copy(update={"url": url})
         try:
             async with asyncio.timeout(self.options.check_timeout_s):
-                return await self.check(self._instance(options))
+                return await self.check(self.described(options, None))
         except (InstanceFailure, TimeoutError) as error:
             logger.debug("hub %s: nothing to pool at %s: %s", self.name, url, error)
             return None
@@ -293,7 +257,7 @@ class OllamaHub(ResourceHub[OllamaOptions]):
         success = await download(
             self._upstream,
             instance,
-            _channel(instance),
+            channel_of(instance),
             model,
             tell=tell,
             stall_s=self.options.pull_stall_timeout_s,
@@ -308,20 +272,6 @@ class OllamaHub(ResourceHub[OllamaOptions]):
 def _options(instance: ResourceInstance) -> InstanceOptions:
     options: InstanceOptions = instance.handle
     return options
-
-
-def _channel(instance: ResourceInstance) -> HttpChannel:
-    return next(channel for _, channel in instance.offers if isinstance(channel, HttpChannel))
-
-
-def _tls_context(tls: TlsOptions) -> ssl.SSLContext | None:
-    if tls == TlsOptions():
-        return None
-    context = ssl.create_default_context(cafile=tls.ca)
-    if not tls.verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 def _check_name(model: str) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
+import ssl
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Self
 
 from pydantic import (
     BaseModel,
@@ -22,14 +22,11 @@ from pydantic import (
 from gleitzeit_core.config_messages import explain
 from gleitzeit_core.errors import ConfigurationError
 from gleitzeit_core.hub import HubOptions
+from gleitzeit_core.supply import SupplyOptions
+from gleitzeit_llm.server_options import ServerOptions, Text, written_out
 from gleitzeit_ollama.addresses import DISCOVER_PORTS, normalised, without_aliases
 
-_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-_NOT_OURS: Final = frozenset({"connection", "content-length", "content-type", "transfer-encoding"})
-
 Port = Annotated[int, Field(ge=1, le=65535)]
-Text = Annotated[str, Field(min_length=1)]
 
 
 class TlsOptions(BaseModel):
@@ -55,22 +52,14 @@ class TlsOptions(BaseModel):
         return full
 
 
-class InstanceOptions(BaseModel):
+class InstanceOptions(ServerOptions):
     """One server. In a list of them, its URL alone will do."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    certificates = "tls.ca"
 
     url: str = Field(description="Such as http://gpu1:11434; without a scheme, http and port 11434 are meant.")
     name: str = Field(default="", description="For people; the URL when empty.")
-    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="Capacity relative to other instances.")
-    max_concurrent: int = Field(default=4, ge=1, description="Requests sent to it at once; more wait.")
-    tags: list[Text] = Field(default=[], description="Labels that requests can ask for.")
     models: list[Text] = Field(default=[], description="The models it has. When given, it is not asked for them.")
-    probe: bool = Field(
-        default=True, description="False: nothing but users' requests is ever sent to it; `models` says what it has."
-    )
-    headers: dict[str, SecretStr] = Field(default={}, description="Sent with every request.")
-    api_key: SecretStr | None = Field(default=None, description="Sent as `Authorization: Bearer ...`.")
     tls: TlsOptions = Field(default=TlsOptions(), description="For https.")
 
     @field_validator("url")
@@ -78,48 +67,77 @@ class InstanceOptions(BaseModel):
     def _normalised(cls, url: str) -> str:
         return normalised(url)
 
-    @field_validator("headers")
-    @classmethod
-    def _sendable(cls, headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
-        for name, value in headers.items():
-            if not _HEADER_NAME.fullmatch(name):
-                raise ValueError(f"{name!r} is no header's name")
-            if name.lower() in _NOT_OURS:
-                raise ValueError(f"{name!r} is set for each request and cannot be given")
-            if _CONTROL.search(value.get_secret_value()):
-                raise ValueError(f"the value of {name!r} has a line break or another control character")
-        return headers
-
-    @field_validator("api_key")
-    @classmethod
-    def _usable(cls, key: SecretStr | None) -> SecretStr | None:
-        if key is not None and not re.fullmatch(r"[\x21-\x7e]+", key.get_secret_value()):
-            raise ValueError("must be text of printable ASCII characters without spaces")
-        return key
-
     @model_validator(mode="after")
-    def _consistent(self) -> InstanceOptions:
-        if not self.probe and not self.models:
-            raise ValueError("'probe: false' needs 'models': nobody asks this instance what it has")
-        if self.api_key is not None and any(name.lower() == "authorization" for name in self.headers):
-            raise ValueError("'api_key' and the header 'Authorization' exclude each other")
+    def _tls_needs_https(self) -> Self:
         if self.tls != TlsOptions() and not self.url.startswith("https://"):
             raise ValueError("'tls' needs a URL that begins with https://")
         return self
 
-    def sent_headers(self) -> dict[str, str]:
-        """The headers in plain text, the key's included."""
-        plain = {name: value.get_secret_value() for name, value in self.headers.items()}
-        if self.api_key is not None:
-            plain["Authorization"] = f"Bearer {self.api_key.get_secret_value()}"
-        return plain
+    def tls_context(self) -> ssl.SSLContext | None:
+        """As `tls` says; None for the system's defaults."""
+        if self.tls == TlsOptions():
+            return None
+        context = ssl.create_default_context(cafile=self.tls.ca)
+        if not self.tls.verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
 
 
-def _written_out(value: object) -> object:
-    return {"url": value} if isinstance(value, str) else value
+Instance = Annotated[InstanceOptions, BeforeValidator(written_out, json_schema_input_type=InstanceOptions | str)]
 
 
-Instance = Annotated[InstanceOptions, BeforeValidator(_written_out, json_schema_input_type=InstanceOptions | str)]
+class ManagedOptions(SupplyOptions):
+    """Servers that are started and stopped here, each a process of its own on this machine."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    command: list[Text] = Field(
+        default=["ollama", "serve"], min_length=1, description="What to run; it listens where OLLAMA_HOST says."
+    )
+    min_instances: int = Field(default=1, ge=0, description="Started with the hub and kept running.")
+    max_instances: int = Field(default=1, ge=1, description="Never more than this.")
+    models: list[Text] = Field(
+        default=[], description="What they have, as far as it must be known before the first of them has said so."
+    )
+    models_dir: Path | None = Field(
+        default=None, description="Sets OLLAMA_MODELS: where the models are; relative to the configuration."
+    )
+    environment: dict[Text, SecretStr] = Field(default={}, description="Further variables, such as OLLAMA_KEEP_ALIVE.")
+    ports: tuple[Port, Port] | None = Field(
+        default=None, description="The first and the last port to use on loopback; left out: any that are free."
+    )
+    log_dir: Path | None = Field(
+        default=None, description="For logs, and notes of what runs; left out: in the user's directory for state."
+    )
+    stop_timeout_s: float = Field(
+        default=10.0, ge=0, allow_inf_nan=False, description="One that has not ended by then after SIGTERM is killed."
+    )
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="Capacity relative to other instances.")
+    max_concurrent: int = Field(default=4, ge=1, description="Requests sent to one at once; more wait.")
+    tags: list[Text] = Field(default=[], description="Labels that requests can ask for.")
+
+    @field_validator("models_dir", "log_dir")
+    @classmethod
+    def _beside_the_configuration(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        base_dir: Path = (info.context or {}).get("base_dir") or Path()
+        return None if path is None else (base_dir / path.expanduser()).absolute()
+
+    @field_validator("environment")
+    @classmethod
+    def _not_ours(cls, environment: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name, ours in (("OLLAMA_HOST", "ports"), ("OLLAMA_MODELS", "models_dir")):
+            if name in environment:
+                raise ValueError(f"{name} cannot be set here: '{ours}' says it")
+        if any("=" in name or "\0" in name + value.get_secret_value() for name, value in environment.items()):
+            raise ValueError("holds a name or a value that no environment can have")
+        return environment
+
+    @model_validator(mode="after")
+    def _enough_ports(self) -> Self:
+        if self.ports is not None and self.ports[1] - self.ports[0] + 1 < self.max_instances:
+            raise ValueError("'ports' must be the first and the last port, with one for each of max_instances")
+        return self
 
 
 class OllamaOptions(HubOptions):
@@ -130,9 +148,12 @@ class OllamaOptions(HubOptions):
     instances: list[Instance] = Field(
         default=[], description="The servers; a URL alone will do for one.", examples=[["http://gpu1:11434"]]
     )
+    managed: ManagedOptions | None = Field(
+        default=None, description="Servers to start and stop here; `{}` for one with the defaults."
+    )
     discover: bool = Field(
         default=False,
-        description="Look for servers at $OLLAMA_HOST and on this machine; on by itself when no instances are given.",
+        description="Look for servers at $OLLAMA_HOST and on this machine; on by itself when no others are given.",
     )
     discover_ports: list[Port] = Field(
         default=list(DISCOVER_PORTS), description="The ports that discovery looks at on loopback."
@@ -150,13 +171,14 @@ class OllamaOptions(HubOptions):
     @model_validator(mode="before")
     @classmethod
     def _discover_unless_told(cls, data: Any) -> Any:  # noqa: ANN401 - whatever was configured
-        if isinstance(data, Mapping) and not data.get("instances") and data.get("discover") is None:
-            return {**data, "discover": True}
-        return data
+        if not isinstance(data, Mapping) or data.get("discover") is not None:
+            return data
+        others = data.get("instances") or data.get("managed") is not None
+        return data if others else {**data, "discover": True}
 
     @model_validator(mode="after")
     def _something_to_pool(self) -> OllamaOptions:
-        if not self.instances and not self.discover:
+        if not self.instances and not self.discover and self.managed is None:
             raise ValueError("names no instances and does not discover any: it could never have one")
         twice = _repeated(self.instances, lambda instance: without_aliases(instance.url))
         if twice:

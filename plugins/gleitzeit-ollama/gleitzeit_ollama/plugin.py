@@ -13,7 +13,7 @@ def gleitzeit_register_hubs() -> list[HubType]:
             name="ollama",
             target="gleitzeit_ollama.hub:OllamaHub",
             options="gleitzeit_ollama.options:OllamaOptions",
-            summary="Ollama servers: configured, found on this machine, or static",
+            summary="Ollama servers: configured, found on this machine, or started here",
             auto_rank=10,
         )
     ]

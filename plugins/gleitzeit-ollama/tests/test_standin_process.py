@@ -269,6 +269,18 @@ def test_wrong_arguments(arguments: list[str], complaint: str, capsys: pytest.Ca
     assert (out, complaint in err) == ("", True)
 
 
+@pytest.mark.parametrize("value", ["", "127.0.0.1", "127.0.0.1:x", "0.0.0.0:99999999"])
+def test_serve_needs_an_address(
+    value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Like the real server it is told by OLLAMA_HOST where to listen; what is no address and port is refused."""
+    monkeypatch.setenv("OLLAMA_HOST", value)
+    with pytest.raises(SystemExit, match="2"):
+        __main__.main(["serve"])
+    out, err = capsys.readouterr()
+    assert (out, "error: " in err) == ("", True)
+
+
 async def test_taken_port_is_a_sentence() -> None:
     """A port that is taken ends it with status 2 and one sentence, never a traceback."""
     async with OllamaProcess() as ollama:

@@ -47,10 +47,12 @@ class Peek:
     Args:
         model: The model, as the caller wrote it; never empty.
         stream: Whether a stream is wanted; None when the request does not say.
+        max_output: Tokens the model may write; None when the request does not say.
     """
 
     model: str
     stream: bool | None
+    max_output: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +125,10 @@ class ClientDialect(Protocol):
         """Content type of a stream."""
 
     def peek(self, endpoint: Endpoint, body: bytes) -> Peek:
-        """Read model and `stream`, and nothing else.
+        """Read model, `stream` and the limit on the output, and nothing else. A limit that makes no sense is none.
 
         Raises:
-            InvalidRequest: No JSON object, no model, or one of the two has a wrong type.
+            InvalidRequest: No JSON object, no model, or one of the first two has a wrong type.
         """
 
     def parse(self, endpoint: Endpoint, body: bytes) -> Parsed:

@@ -5,6 +5,7 @@ Those words are Go's, whose JSON decoder Ollama hands through; both client APIs 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -21,12 +22,31 @@ if TYPE_CHECKING:
 
 
 class _Face(msgspec.Struct):
-    """The two fields a pass-through needs; all else is skipped without being built."""
+    """The fields a pass-through needs; all else is skipped without being built, and so are wrong limits."""
 
     model: str | None = None
     stream: bool | None = None
+    # OpenAI's two names for the limit, and what Ollama has it in.
+    max_completion_tokens: msgspec.Raw = msgspec.Raw()
+    max_tokens: msgspec.Raw = msgspec.Raw()
+    options: msgspec.Raw = msgspec.Raw()
+
+    def max_output(self) -> int | None:
+        """The limit on the output, in tokens."""
+        for decoder, raw in ((_INT, self.max_completion_tokens), (_INT, self.max_tokens), (_OPTIONS, self.options)):
+            if raw:
+                with contextlib.suppress(*UNREADABLE):
+                    found = decoder.decode(raw)
+                    return found.num_predict if isinstance(found, _Options) else found
+        return None
 
 
+class _Options(msgspec.Struct):
+    num_predict: int | None = None
+
+
+_INT: msgspec.json.Decoder[int | _Options] = msgspec.json.Decoder(int)
+_OPTIONS: msgspec.json.Decoder[int | _Options] = msgspec.json.Decoder(_Options)
 _FACE = msgspec.json.Decoder(_Face)
 _OBJECT = msgspec.json.Decoder(dict[str, Any])
 
@@ -56,7 +76,7 @@ _GO_PLACES = (
 
 
 def peek(endpoint: Endpoint, body: bytes) -> Peek:
-    """Read `model` and `stream` and skip the rest.
+    """Read `model`, `stream` and the limit on the output, and skip the rest.
 
     Raises:
         InvalidRequest: No JSON object, no model, or one of the two has a wrong type.
@@ -67,7 +87,7 @@ def peek(endpoint: Endpoint, body: bytes) -> Peek:
         _refuse(endpoint, body, error)
     if not face.model:
         raise InvalidRequest("model is required", param="model")
-    return Peek(face.model, face.stream)
+    return Peek(face.model, face.stream, face.max_output())
 
 
 def read_object(endpoint: Endpoint, body: bytes) -> Json:

@@ -23,12 +23,16 @@ if TYPE_CHECKING:
     from gleitzeit_ollama.testing.gates import TokenGate
 
 _PR_SET_PDEATHSIG = 1
+_MAX_PORT = 65535
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m gleitzeit_ollama.testing",
         description="A stand-in Ollama server. Its URL is the first line it prints.",
+    )
+    parser.add_argument(
+        "serve", nargs="?", choices=["serve"], help="listen where OLLAMA_HOST says, as `ollama serve` does"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=0, help="0 (the default) for any free one")
@@ -125,6 +129,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT; return the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    if options.serve:
+        options.host, _, port = os.environ.get("OLLAMA_HOST", "").rpartition(":")
+        if not port.isdecimal() or int(port) > _MAX_PORT:
+            parser.error("OLLAMA_HOST must be an address and a port")
+        options.port = int(port)
     if options.die_with_parent:
         _die_with_parent()
     try:

@@ -1,0 +1,58 @@
+"""What a caller who asks for an instance, and not for an answer, may say of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from gleitzeit_core.config_messages import explain
+from gleitzeit_core.errors import InvalidRequest
+from gleitzeit_core.resources import MODEL, Requirements
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class _Needs(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = ""
+    capabilities: list[str] = []
+    tags: list[str] = []
+    instances: list[str] = []
+
+
+def requirements_of(kind: str, needs: Requirements | Mapping[str, Any] | None) -> Requirements:
+    """`needs` of an instance of `kind`.
+
+    Args:
+        kind: A hub's kind or name.
+        needs: As plain data: ``model``, ``capabilities``, ``tags``, ``instances``, all optional.
+
+    Raises:
+        InvalidRequest: They are wrong.
+    """
+    if isinstance(needs, Requirements):
+        return replace(needs, kind=kind)
+    given = checked(_Needs, needs or {})
+    model = [MODEL + given.model] if given.model else []
+    return Requirements(
+        accepts=(),
+        kind=kind,
+        capabilities=frozenset((*given.capabilities, *model)),
+        tags=frozenset(given.tags),
+        instances=frozenset(given.instances),
+    )
+
+
+def checked(model: type[M], data: Mapping[str, Any]) -> M:
+    """`data` as a `model`; `InvalidRequest`, with all that is wrong, if it is none."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        problems = explain(error, model, data, (), lambda _: "")
+        raise InvalidRequest("; ".join(map(str, problems)), param=problems[0].path or None) from None

@@ -1,0 +1,176 @@
+"""What the gateway tells Prometheus."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from gleitzeit_ollama.testing import HangBeforeHeaders, OllamaServer, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from prometheus_client.samples import Sample
+
+    from gleitzeit_gateway.testing import RunningGateway
+
+    Serve = Callable[..., Awaitable[RunningGateway]]
+
+PAGE = Path(__file__).parents[3] / "docs" / "operations.md"
+OPENAI_STREAM = {
+    "model": "smollm2",
+    "messages": [{"role": "user", "content": "hi"}],
+    "stream": True,
+    "stream_options": {"include_usage": True},
+}
+
+
+async def samples_of(gateway: RunningGateway) -> list[Sample]:
+    """What it exports now."""
+    answered = await gateway.ask("/metrics")
+    assert answered.status == 200
+    return [sample for family in text_string_to_metric_families(answered.text) for sample in family.samples]
+
+
+def value(samples: list[Sample], name: str, **labels: str) -> float:
+    """The sum over those with these labels."""
+    return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
+
+
+def states(samples: list[Sample], name: str) -> list[str]:
+    """The states whose gauge is 1."""
+    return [s.labels["state"] for s in samples if s.name == name and s.value == 1.0]
+
+
+async def test_tries_have_all_their_labels(serve: Serve, ollama: OllamaServer) -> None:
+    """Method, route, model and instance, on every series of tries."""
+    gateway = await serve(ollama)
+    await gateway.chat()
+    (report,) = gateway.manager.instances()
+    expected = {"method": "llm/chat", "model": "smollm2", "instance": report.instance.id}
+    samples = await samples_of(gateway)
+    tried = [s for s in samples if {"method", "route"} & s.labels.keys()]
+    names = {re.sub("_(total|count|sum|bucket|created)$", "", s.name) for s in tried if "instance" in s.labels}
+    assert names == {
+        "gleitzeit_tries",
+        *(f"gleitzeit_{name}_seconds" for name in ("wait", "first_output", "per_token", "total")),
+        *(f"gleitzeit_{name}" for name in ("input_tokens", "output_tokens", "request_bytes", "response_bytes")),
+    }
+    for sample in tried:
+        if "instance" in sample.labels:
+            assert expected.items() <= sample.labels.items()
+            assert sample.labels["route"]
+
+
+async def test_tokens_and_bytes(serve: Serve, ollama: OllamaServer) -> None:
+    """In every way the same model is asked, as the answers themselves say; bytes as callers sent and got them."""
+    gateway = await serve(ollama)
+    plain, v1 = await gateway.chat(), await gateway.chat(v1=True)
+    parts, events = await gateway.chat(stream=True), await gateway.ask("/v1/chat/completions", OPENAI_STREAM)
+    said = [
+        (plain.json["prompt_eval_count"], plain.json["eval_count"]),
+        (v1.json["usage"]["prompt_tokens"], v1.json["usage"]["completion_tokens"]),
+        (parts.lines[-1]["prompt_eval_count"], parts.lines[-1]["eval_count"]),
+        (events.events[-2]["usage"]["prompt_tokens"], events.events[-2]["usage"]["completion_tokens"]),
+    ]
+    samples = await samples_of(gateway)
+    assert value(samples, "gleitzeit_input_tokens_total", model="smollm2") == sum(read for read, _ in said)
+    assert value(samples, "gleitzeit_output_tokens_total", model="smollm2") == sum(written for _, written in said)
+    assert value(samples, "gleitzeit_per_token_seconds_count") == 4
+    got = sum(len(answered.body) for answered in (plain, v1, parts, events))
+    assert value(samples, "gleitzeit_response_bytes_total") == got
+    sent = sum(len(record.body) for record in ollama.requests if record.path in ("/api/chat", "/v1/chat/completions"))
+    assert value(samples, "gleitzeit_request_bytes_total") == sent
+
+
+async def test_what_is_not_known_is_not_exported(serve: Serve, ollama: OllamaServer) -> None:
+    """A try that failed has no first output and no time for each token."""
+    gateway = await serve(ollama)
+    ollama.script.always(Status(500, "no"))
+    await gateway.chat()
+    samples = await samples_of(gateway)
+    assert value(samples, "gleitzeit_tries_total", result="server_error") == 1
+    assert value(samples, "gleitzeit_total_seconds_count") == 1
+    names = {sample.name for sample in samples}
+    assert not {"gleitzeit_per_token_seconds_count", "gleitzeit_first_output_seconds_count"} & names
+
+
+async def test_queues(serve: Serve, ollama: OllamaServer) -> None:
+    """Who waits, by route and model, and nobody when it is over."""
+    gateway = await serve(ollama, hub={"max_concurrent": 1})
+    ollama.script.next(hang := HangBeforeHeaders())
+    asked = [asyncio.create_task(gateway.chat()) for _ in range(3)]
+    async with asyncio.timeout(20):
+        await hang.reached.wait()
+        await gateway.until(lambda: gateway.waiting == 2)
+        samples = await samples_of(gateway)
+        hang.released.set()
+        await asyncio.gather(*asked)
+    assert value(samples, "gleitzeit_queue_waiting", model="smollm2") == 2
+    assert value(samples, "gleitzeit_queue_waiting") == 2
+    assert value(samples, "gleitzeit_queue_oldest_seconds", model="smollm2") > 0
+    assert value(samples, "gleitzeit_queue_expected_wait_seconds", model="smollm2") > 0
+    samples = await samples_of(gateway)
+    waiting = [sample for sample in samples if sample.name == "gleitzeit_queue_waiting"]
+    assert [(sample.labels["model"], sample.value) for sample in waiting] == [("", 0)]
+    assert waiting[0].labels["route"]
+
+
+async def test_states(serve: Serve, ollama: OllamaServer) -> None:
+    """One of them is 1: ready, degraded, drained."""
+    gateway = await serve(ollama)
+    admission = gateway.manager.dispatcher.shell.admission
+    (name,) = admission.pool.records
+    assert states(await samples_of(gateway), "gleitzeit_instance_state") == ["ready"]
+    admission.set_degraded(name, "latency", "slow checks")
+    assert states(await samples_of(gateway), "gleitzeit_instance_state") == ["degraded"]
+    admission.set_degraded(name, "latency", "")
+    admission.drain(name)
+    assert states(await samples_of(gateway), "gleitzeit_instance_state") == ["drained"]
+
+
+async def test_the_breaker(serve: Serve, ollama: OllamaServer) -> None:
+    """Open after five failures; the state of the instance says so too."""
+    gateway = await serve(ollama)
+    assert states(await samples_of(gateway), "gleitzeit_instance_breaker") == ["closed"]
+    ollama.script.always(Status(500, "no"))
+    for _ in range(5):
+        await gateway.chat()
+    samples = await samples_of(gateway)
+    assert states(samples, "gleitzeit_instance_breaker") == ["open"]
+    assert states(samples, "gleitzeit_instance_state") == ["ejected"]
+
+
+async def test_the_limit_is_what_was_learned(serve: Serve, ollama: OllamaServer, other: OllamaServer) -> None:
+    """An instance that says it is busy gets less than it is set up for; others get what they are."""
+    gateway = await serve(ollama, other, hub={"max_concurrent": 3}, route={"strategy": "round_robin"})
+    ollama.script.next(Status(503, "busy"))
+    await asyncio.gather(gateway.chat(), gateway.chat())
+    samples = await samples_of(gateway)
+    assert value(samples, "gleitzeit_instance_limit", endpoint=ollama.url) == 1
+    assert value(samples, "gleitzeit_instance_limit", endpoint=other.url) == 3
+    assert value(samples, "gleitzeit_instance_max_concurrent") == 6
+
+
+async def test_hedges(serve: Serve, ollama: OllamaServer) -> None:
+    """They are there before any was begun."""
+    samples = await samples_of(await serve(ollama))
+    names = {sample.name for sample in samples}
+    assert {"gleitzeit_hedges_started_total", "gleitzeit_hedges_won_total"} <= names
+    assert value(samples, "gleitzeit_hedges_started_total") == 0
+
+
+async def test_every_name_is_documented(serve: Serve, ollama: OllamaServer) -> None:
+    """Dashboards are built on them: what is exported stands in the page about operations, and nothing else does."""
+    gateway = await serve(ollama)
+    await gateway.chat()
+    answered = await gateway.ask("/metrics")
+    exported = {
+        family.name + ("_total" if family.type == "counter" else "")
+        for family in text_string_to_metric_families(answered.text)
+    }
+    assert set(re.findall(r"`(gleitzeit_\w+)`", PAGE.read_text())) == exported
