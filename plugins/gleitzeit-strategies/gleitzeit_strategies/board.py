@@ -6,13 +6,12 @@ one model there costs the others, concerns all of them. They have their clock in
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from weakref import WeakKeyDictionary
 
 from gleitzeit_core.requests import Result
-from gleitzeit_core.resources import MODEL
 from gleitzeit_strategies.learned import Lately, Ratio, Successes
+from gleitzeit_strategies.places import Place, Running, size_bytes
 
 if TYPE_CHECKING:
     from gleitzeit_core.clock import Clock
@@ -28,97 +27,8 @@ _USUAL_S: Final = 1.0
 # A model that others wait for stays for so many times the time that its load took, so that loading takes a third of all
 # time at most, however many models are wanted at once.
 _TURN: Final = 2.0
-# What was loaded here is taken to be there for so long, though the instance does not say so.
-_TRUST_S: Final = 60.0
 # How many observations the next best knowledge counts for.
 _BARELY, _LITTLE, _HALF, _ONE = 1e-6, 0.1, 0.5, 1.0
-
-
-def size_bytes(instance: ResourceInstance, model: str) -> float:
-    """How large a model is, as the instance lists it (see `gleitzeit_llm.models`); 0 when it does not say."""
-    models: Any = instance.details.get("models")
-    entry: Any = models.get(model) if hasattr(models, "get") else None
-    size: Any = entry.get("size") if hasattr(entry, "get") else None
-    return float(size) if isinstance(size, int | float) and size > 0 else 0.0
-
-
-@dataclass(slots=True)
-class Running:
-    """A request on an instance.
-
-    Args:
-        model: Which.
-        began_at: On the monotonic clock.
-        expected_s: How long it was expected to take, a load included.
-        load_s: How long the load it caused was expected to take; 0 when the model was there.
-        warm: Whether the model was loaded when it began: only then does it show what a request alone takes.
-    """
-
-    model: str
-    began_at: float
-    expected_s: float
-    load_s: float
-    warm: bool
-
-    def left_s(self, now: float) -> float:
-        """How much longer it will take. What has taken longer than expected is taken to need half as long again."""
-        return _left_s(self.expected_s, now - self.began_at)
-
-    def load_left_s(self, now: float) -> float:
-        """How much longer its load will take."""
-        return _left_s(self.load_s, now - self.began_at) if self.load_s else 0.0
-
-
-def _left_s(expected_s: float, age_s: float) -> float:
-    return max(expected_s - age_s, age_s / 2)
-
-
-class Place:
-    """An instance: what is in its memory, and what it works on."""
-
-    __slots__ = ("fits", "loads", "resident", "running", "seen")
-
-    def __init__(self) -> None:
-        # As it was when it was looked at last.
-        self.seen: ResourceInstance | None = None
-        # Models in memory, and when each was used last, in that order: what it said, and what was sent there since.
-        self.resident: dict[str, float] = {}
-        # The most that was ever seen in its memory at once: (bytes, models).
-        self.fits: tuple[float, int] = (0.0, 1)
-        self.running: dict[str, Running] = {}
-        # Until when a model that was loaded from here has its turn, on the monotonic clock.
-        self.loads: dict[str, float] = {}
-
-    def see(self, instance: ResourceInstance, now: float) -> None:
-        """Take over what it says of itself, when it says something new."""
-        # An instance that says the same as before may not be able to tell, so that what is known for itself counts; but
-        # it may also have loaded and unloaded the model while nobody looked.
-        trusted = now - _TRUST_S if self.seen is not None and self.seen.warm == instance.warm else now
-        self.seen = instance
-        said = {name.removeprefix(MODEL) for name in instance.warm if name.startswith(MODEL)}
-        in_use = {running.model for running in self.running.values()}
-        kept = {m: used for m, used in self.resident.items() if m in said or m in in_use or used > trusted}
-        self.resident = {**kept, **dict.fromkeys(sorted(said.difference(kept)), now)}
-        bytes_now = sum(size_bytes(instance, model) for model in said)
-        self.fits = (max(self.fits[0], bytes_now), max(self.fits[1], len(said)))
-
-    def evicted_by(self, instance: ResourceInstance, model: str) -> list[str]:
-        """What must leave its memory for `model`, the longest unused first.
-
-        What fits is not known: as much as was seen there at once, in bytes where all sizes are known, else in number.
-        """
-        sizes = {name: size_bytes(instance, name) for name in (*self.resident, model)}
-        used, limit = sum(sizes.values()), max(self.fits[0], sizes[model])
-        by_number = not all(sizes.values())
-        if by_number:
-            sizes, used, limit = dict.fromkeys(sizes, 1.0), float(len(sizes)), float(self.fits[1])
-        out: list[str] = []
-        for name in self.resident:
-            if used <= limit:
-                break
-            out.append(name)
-            used -= sizes[name]
-        return out
 
 
 class Holders:
@@ -276,7 +186,7 @@ class Board:
         if options.horizon_s:
             self._wanted[model].add(1.0, 0.0, now, options.horizon_s)
         own_s = self.own_s(instance, model, request.cost, options)
-        loading = any(running.load_s and running.model == model for running in place.running.values())
+        loading = any(it.model == model and it.load_left_s(now) for it in place.running.values())
         warm = model in place.resident
         load_s = 0.0 if warm else self.load_s(instance, model, options)
         if not warm:
@@ -302,6 +212,7 @@ class Board:
         if running.model in place.resident:
             place.resident[running.model] = self._now
         if outcome.result is Result.OK:
+            place.loads_ended((running.model,))
             self._learn(request, instance, running, outcome, options)
         elif running.load_s and running.model in place.resident:
             # Whether it was loaded is not known; if it was, the instance will say so.

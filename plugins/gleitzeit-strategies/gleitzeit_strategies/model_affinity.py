@@ -144,8 +144,12 @@ class ModelAffinity(Strategy[ModelAffinityOptions]):
     def _or_wait(
         self, request: Request, model: str, warm: Sequence[Candidate], best: _Option, now: float
     ) -> Candidate | Wait:
-        """`best`, which has to load the model, or a wait for one of `warm`, which have it, or will have it sooner."""
+        """`best`, where the model must be loaded first, or a wait for one of `warm` that is busy and has it."""
         looked = warm if len(warm) <= _LOOKED_AT else self.random.sample(warm, _LOOKED_AT)
+        looked = [candidate for candidate in looked if candidate.room <= 0]
+        if not looked:
+            # All that it could wait for is the end of a load, and it can as well be there then.
+            return best.candidate
         own_s, each_s = self._own_s(request, model, looked), self._each_s(request, model, looked, len(warm))
         before, next_s = self._before(request, now), self._next_s(looked, len(warm), now)
         if next_s is None:

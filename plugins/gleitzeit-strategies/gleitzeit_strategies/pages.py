@@ -37,7 +37,9 @@ PAGES: Mapping[str, str] = MappingProxyType(
         "learned for the model, the load of a cold model (learned from first outputs, else from its size), and the "
         "reloads of what that puts out of memory.\n\nWhile an instance that has the model is busy and the wait for it "
         "is estimated shorter than loading it elsewhere, requests wait. The length of the queue alone never loads a "
-        "model anew; a request that has waited much longer than it was to take gets whatever is free.",
+        "model anew; a request that has waited much longer than it was to take gets whatever is free. A model that was "
+        "loaded while others wait for it stays for twice as long as the load took, so that more models than fit take "
+        "turns instead of putting each other out.",
         "priority": "Use it to keep work on machines you have paid for: tiers: [local, cloud] uses the cloud only "
         "when everything local is down or (spill: full) busy. Within a tier the least loaded gets the request; before "
         "another strategy in a chain, that one chooses within the tier.\n\nWith spill: down requests wait for the "

@@ -68,7 +68,7 @@ def test_every_strategy_has_a_row() -> None:
     ("title", "winner", "percent"),
     [
         ("One is slow", "adaptive", 75),
-        ("One is slow", "ewma", 75),
+        ("One is slow", "ewma", 85),
         ("Two models", "model_affinity", 10),
         ("Conversations", "consistent_hash", 95),
     ],

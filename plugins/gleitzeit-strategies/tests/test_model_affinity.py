@@ -12,9 +12,10 @@ from gleitzeit_core.requests import Outcome, Request, Result
 from gleitzeit_core.resources import Requirements
 from gleitzeit_core.strategies.base import Wait
 from gleitzeit_core.testing.clock import ManualClock
-from gleitzeit_strategies.board import Board, Running, size_bytes
+from gleitzeit_strategies.board import Board
 from gleitzeit_strategies.model_affinity import ModelAffinity
 from gleitzeit_strategies.options import ModelAffinityOptions
+from gleitzeit_strategies.places import Running, size_bytes
 from gleitzeit_strategies.testing import Bench, LookedAt, PoolView, records
 
 if TYPE_CHECKING:
@@ -331,6 +332,25 @@ def test_nothing_loaded_anywhere_is_loaded_side_by_side() -> None:
     assert {machine.where(ticket) for ticket in tickets} == {"x", "y", "z"}
 
 
+def test_a_load_has_ended_when_the_model_is_seen_or_used() -> None:
+    """However long the answer goes on for which it was loaded."""
+    machine = bench()
+    record = put(machine, "x", max_concurrent=3)
+    place = board(machine).see(record.instance)
+    first = ask(machine, "a")
+    (running,) = place.running.values()
+    assert running.load_left_s(machine.clock.monotonic()) == pytest.approx(4.0)
+    board(machine).see(put(machine, "x", "a", max_concurrent=3).instance)
+    assert running.load_left_s(machine.clock.monotonic()) == 0.0
+    machine.end(first)
+    ask(machine, "b")
+    second = ask(machine, "b")
+    (running, _) = place.running.values()
+    assert running.load_left_s(machine.clock.monotonic()) == pytest.approx(8.0, rel=0.2)
+    machine.end(second)
+    assert running.load_left_s(machine.clock.monotonic()) == 0.0
+
+
 def test_with_room_beside_a_load_the_second_joins_it() -> None:
     """It waits for that load instead of beginning another."""
     machine = bench()
@@ -446,7 +466,7 @@ def test_what_takes_longer_than_expected_is_expected_to_go_on() -> None:
     """First it becomes less, then more again."""
     running = Running("a", 0.0, 6.0, 3.0, warm=False)
     assert [running.left_s(now) for now in (0.0, 2.0, 4.0, 10.0)] == [6.0, 4.0, 2.0, 5.0]
-    assert [running.load_left_s(now) for now in (0.0, 2.0, 10.0)] == [3.0, 1.0, 5.0]
+    assert [running.load_left_s(now) for now in (0.0, 2.0, 5.0, 6.0)] == [3.0, 1.0, 0.75, 0.0]
     assert Running("a", 0.0, 6.0, 0.0, warm=True).load_left_s(2.0) == 0.0
 
 
