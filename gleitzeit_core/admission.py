@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 # A strategy that waits for something better must not hold up all behind; asking it for more than these costs more than
 # it brings.
 _LOOK_AHEAD = 16
+_FAILED = Result.FAILED
 
 
 class Admission:
@@ -178,7 +179,7 @@ class Admission:
                 self._effects.append(Recycle(slot, outcome))
             else:
                 self._free(slot)
-        if outcome.result is Result.FAILED and record.condition != record.announced and self.pool.holds(record):
+        if outcome.result is _FAILED and record.condition != record.announced and self.pool.holds(record):
             self._effects.append(Suspect(slot.instance.id))
         self._settle(record)
 

@@ -20,9 +20,8 @@ class Background:
     """Work in the background."""
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[Any]] = set()
-        # Those of them that should end rather than be cancelled.
-        self._lasting: set[asyncio.Task[Any]] = set()
+        # And whether each should end rather than be cancelled.
+        self._tasks: dict[asyncio.Task[Any], bool] = {}
 
     def __len__(self) -> int:
         """Tasks that have not ended."""
@@ -36,23 +35,21 @@ class Background:
             lasting: `settle` waits for it.
         """
         task = asyncio.create_task(work)
-        self._tasks.add(task)
-        if lasting:
-            self._lasting.add(task)
+        self._tasks[task] = lasting
         task.add_done_callback(self._ended)
         return task
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        self._lasting.discard(task)
+        del self._tasks[task]
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, RequestError):
             logger.error("background work failed", exc_info=error)
 
     async def settle(self, limit_s: float) -> None:
         """Wait for what is lasting, at most `limit_s`."""
-        if self._lasting:
-            await asyncio.wait(self._lasting, timeout=limit_s)
+        lasting = [task for task, lasts in self._tasks.items() if lasts]
+        if lasting:
+            await asyncio.wait(lasting, timeout=limit_s)
 
     async def cancel(self) -> None:
         """End all, and wait until it has ended."""

@@ -219,13 +219,13 @@ class LoadBalancer:
         except Exception:
             logger.exception("strategy %r failed; using the first free instance instead", self.strategy.name)
         else:
+            if isinstance(picked, Record) and picked.room > 0 and view.holds(picked):
+                return picked
             if isinstance(picked, Wait):
                 if picked.again_s is not None:
                     when = self._clock.monotonic() + max(_AGAIN_LEAST_S, picked.again_s)
                     self.again_at = min(when, self.again_at or when)
                 return None
-            if isinstance(picked, Record) and picked.room > 0 and view.holds(picked):
-                return picked
             logger.error("strategy %r picked %r, which is not free; using the first that is", self.strategy, picked)
         return next(record for record in view.free if isinstance(record, Record))
 

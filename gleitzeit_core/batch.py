@@ -86,7 +86,7 @@ class Batch:
 
     def __repr__(self) -> str:
         """Counts."""
-        return f"<Batch {self._done}/{self._total or '?'} done, {self._failed} failed>"
+        return f"<Batch {self._done}/{'?' if self._total is None else self._total} done, {self._failed} failed>"
 
     def __aiter__(self) -> AsyncIterator[BatchOutcome]:
         """Outcomes as they come."""

@@ -6,7 +6,6 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -111,10 +110,6 @@ class RouteSection:
     def chain(self) -> str:
         """Names of the filters and the strategy, for people: ``locality -> least_loaded``."""
         return " -> ".join(section.type.name for section in (*self.filters, self.strategy))
-
-    def matches(self, method: str) -> bool:
-        """Whether it serves `method`, if no route before it does."""
-        return any(fnmatchcase(method, pattern) for pattern in self.methods)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

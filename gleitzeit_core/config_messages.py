@@ -36,8 +36,10 @@ _SENTENCES: Final = {
     "less_than": "must be below {lt}",
     "less_than_equal": "must be at most {le}",
     "missing": "is missing",
+    "path": "must be a path",
     "string_too_short": "needs {min_length} or more characters",
     "string_type": "must be text",
+    "too_long": "may have {max_length} entries at most",
     "too_short": "needs {min_length} or more entries",
     "union_tag_invalid": "{discriminator} can be {expected_tags}",
     "union_tag_not_found": "needs {discriminator}",
@@ -122,7 +124,10 @@ def _real_path(item: ErrorDetails, data: Any) -> ConfigPath:  # noqa: ANN401 - a
     path: list[str | int] = []
     inside = True
     for part in item["loc"]:
-        inside = part in data if isinstance(data, Mapping) else isinstance(data, list) and isinstance(part, int)
+        if isinstance(data, Mapping):
+            inside = part in data
+        else:
+            inside = isinstance(data, list) and isinstance(part, int) and part < len(data)
         if inside:
             data = data[part]
             path.append(part)

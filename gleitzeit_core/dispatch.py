@@ -313,7 +313,9 @@ class Dispatcher:
 
     async def _tries(self, provider: Executor, run: Run) -> Any:  # noqa: ANN401 - as above
         while True:
-            attempt = self.hedges.attempt(provider, run, await self.slot(run))
+            # One step less than `slot` on the way of every request.
+            slot = self._slot_now(run) or await self._slot_later(run)
+            attempt = self.hedges.attempt(provider, run, slot)
             try:
                 return await attempt.whole()
             except InstanceFailure as failure:
@@ -343,18 +345,20 @@ class Dispatcher:
         Raises:
             RequestError: It gets none.
         """
+        return self._slot_now(run) or await self._slot_later(run)
+
+    def _slot_now(self, run: Run) -> Slot | None:
         if run.deadline is not None and run.deadline <= self.clock.monotonic():
             raise run.late(self.clock.monotonic(), queued=True)
-        slot = self.shell.admission.submit(run)
         run.wait_s = 0.0
-        if slot is None:
-            slot = await self.shell.wait(run)
-            run.wait_s = slot.taken_at - run.queued_at
-            run.queued_s += run.wait_s
-        run.tries += 1
-        run.instance_id = slot.instance.id
-        run.first_output_s = None
-        return slot
+        slot = self.shell.admission.submit(run)
+        return slot and _begun(run, slot)
+
+    async def _slot_later(self, run: Run) -> Slot:
+        slot = await self.shell.wait(run)
+        run.wait_s = slot.taken_at - run.queued_at
+        run.queued_s += run.wait_s
+        return _begun(run, slot)
 
     def _retry_or_raise(self, run: Run, slot: Slot, failure: InstanceFailure) -> None:
         """Make ready for another try, or raise `failure`."""
@@ -372,6 +376,13 @@ class Dispatcher:
         run.excluded |= {(slot.instance.id, slot.instance.generation)}
         run.last_failure = failure
         run.request = run.request.changed(attempt=run.request.attempt + 1)
+
+
+def _begun(run: Run, slot: Slot) -> Slot:
+    run.tries += 1
+    run.instance_id = slot.instance.id
+    run.first_output_s = None
+    return slot
 
 
 def _report(record: Record) -> InstanceReport:

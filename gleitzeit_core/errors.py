@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 
+_SHOWN_MAX = 30
+
+
 class GleitzeitError(Exception):
     """Base of all errors; `message` is a sentence for a person."""
 
@@ -96,7 +99,8 @@ class UnknownName(GleitzeitError):
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "", *, are: str = "installed") -> None:
         self.kind, self.name, self.known = kind, name, tuple(sorted(known))
         self.hint = "; ".join(part for part in (nearest(name, self.known), hint) if part)
-        have = ", ".join(self.known) or "none"
+        more = len(self.known) - _SHOWN_MAX
+        have = ", ".join(self.known[:_SHOWN_MAX]) + (f" and {more} more" if more > 0 else "") or "none"
         super().__init__(f"unknown {kind} {name!r}; {are}: {have}" + (f"; {self.hint}" if self.hint else ""))
 
 
@@ -215,12 +219,8 @@ class FailureKind(StrEnum):
 
     REFUSED = "refused"  # it could not be reached at all: down at once, the work never started
     BUSY = "busy"  # it said that it is busy (429, 503): backed off, no mark against it
-    UNAUTHORIZED = (
-        "unauthorized"  # it refused our credentials (401, 403): a configuration error, shown, the work never started
-    )
-    REJECTED = (
-        "rejected"  # it refused the request as wrong (another 4xx): the caller's own, never retried, never counted
-    )
+    UNAUTHORIZED = "unauthorized"  # it refused our credentials (401, 403): shown, and the work never started
+    REJECTED = "rejected"  # it refused the request as wrong (another 4xx): the caller's own, never retried or counted
     SERVER_ERROR = "server_error"  # it failed (5xx) or answered garbage
     TIMEOUT = "timeout"  # it did not answer in time
     LOST = "lost"  # the connection or the instance died while it worked

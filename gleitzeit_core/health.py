@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gleitzeit_core.clock import SystemClock
+from gleitzeit_core.background import Background
 from gleitzeit_core.errors import FailureKind, InstanceFailure
 from gleitzeit_core.pool import State
 
@@ -103,8 +103,8 @@ class _Watch:
     instance: ResourceInstance
     hub: Checked
     up: bool
+    task: asyncio.Task[None] = field(init=False)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
-    task: asyncio.Task[None] | None = None
     # In a row.
     failures: int = 0
     successes: int = 0
@@ -120,12 +120,13 @@ class HealthMonitor:
     Args:
         sink: Gets the verdicts.
         random: For jitter, so that many instances are not checked in step.
-        clock: For the history; None for the system's.
+        clock: For the history.
     """
 
-    def __init__(self, sink: HealthSink, *, random: Random, clock: Clock | None = None) -> None:
-        self._sink, self._random, self._clock = sink, random, clock or SystemClock()
+    def __init__(self, sink: HealthSink, *, random: Random, clock: Clock) -> None:
+        self._sink, self._random, self._clock = sink, random, clock
         self._watches: dict[str, _Watch] = {}
+        self._tasks = Background()
         self._at_once = asyncio.Semaphore(_AT_ONCE)
         self._closed = False
 
@@ -146,7 +147,7 @@ class HealthMonitor:
         if known is not None:
             # A new start, perhaps of something else: what went wrong before says nothing about it.
             if known.instance.generation != instance.generation:
-                known.failures, known.up, known.fell = 0, up, False
+                known.failures, known.slow, known.up, known.fell = 0, 0, up, False
             elif known.up and not up:
                 self._down(known)
             known.instance = instance
@@ -155,13 +156,16 @@ class HealthMonitor:
             self._begin(watch)
 
     def _begin(self, watch: _Watch) -> None:
-        watch.task = asyncio.create_task(self._run(watch), name=f"health of {watch.instance.id}")
+        watch.task = self._tasks.spawn(self._run(watch))
+        watch.task.set_name(f"health of {watch.instance.id}")
 
     def forget(self, instance_id: str) -> None:
         """Check it no more."""
         watch = self._watches.pop(instance_id, None)
-        if watch is not None and watch.task is not None:
+        if watch is not None:
             watch.task.cancel()
+            if watch.slow >= _SLOW_CHECKS:
+                self._sink.set_degraded(instance_id, "latency", "")
 
     def suspect(self, instance_id: str) -> None:
         """Check it soon: a request failed there."""
@@ -177,9 +181,11 @@ class HealthMonitor:
     async def check(self, instance_id: str) -> bool:
         """Check it now. Whether it is well; False also when it is not watched."""
         watch = self._watches.get(instance_id)
-        if watch is None or await self._check(watch):
-            return watch is not None
-        if watch.task is not None and self._watches.get(instance_id) is watch:
+        if watch is None:
+            return False
+        if await self._check(watch):
+            return True
+        if self._watches.get(instance_id) is watch:
             # Its pause was for an instance that is well; what is not is asked again sooner.
             watch.task.cancel()
             self._begin(watch)
@@ -188,11 +194,8 @@ class HealthMonitor:
     async def aclose(self) -> None:
         """Stop all checks and wait until they have stopped."""
         self._closed = True
-        tasks = [watch.task for watch in self._watches.values() if watch.task is not None]
         self._watches.clear()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.cancel()
 
     async def _run(self, watch: _Watch) -> None:
         while True:

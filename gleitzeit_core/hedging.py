@@ -73,9 +73,13 @@ class Hedging:
         """A slot for a second try of `run`, and what is on its way there; None when there is none to spare."""
         if self._saved.get(run.route.name, 0.0) < _ONE:
             return None
+        admission = self.shell.admission
         other = Run(run.request, run.route, run.arrived_at, run.deadline, method=run.method)
-        other.excluded = run.excluded | {(first.instance.id, first.instance.generation)}
-        slot = self.shell.admission.take_now(other, warm=True)
+        # Neither where the first is, nor where its work would go on beside the winner.
+        instances = [record.instance for record in admission.pool]
+        others = {(i.id, i.generation) for i in instances if i.id == first.instance.id or not i.cancellable}
+        other.excluded = run.excluded | others
+        slot = admission.take_now(other, warm=True)
         if slot is None:
             return None
         self._saved[run.route.name] -= 1.0
@@ -95,32 +99,29 @@ class Leg:
     """
 
     def __init__(self, attempt: Try, run: Run, shell: Shell, *, in_parts: bool) -> None:
-        self.slot, self.run, self._attempt, self._shell = attempt.slot, run, attempt, shell
-        self.parts = attempt.parts() if in_parts else None
+        self.slot, self.run, self._shell = attempt.slot, run, shell
+        self.parts = attempt.parts()
         self._begun = False
-        self._stopping: asyncio.Task[Any] | None = None
-        self.task = shell.spawn(self._first_output())
+        self.task = shell.spawn(self._first_output(attempt, in_parts=in_parts))
         self.task.add_done_callback(self._free_unused)
 
-    async def _first_output(self) -> Any:  # noqa: ANN401 - what a method answers is its own
+    async def _first_output(self, attempt: Try, *, in_parts: bool) -> Any:  # noqa: ANN401 - what a method answers is its own
         self._begun = True
-        return await (self._attempt.whole() if self.parts is None else anext(self.parts, _END))
+        return await (anext(self.parts, _END) if in_parts else attempt.whole())
 
     def _free_unused(self, _: asyncio.Task[Any]) -> None:
         # Cancelled before its first step, a task has not run at all, and so nothing in it has freed the slot.
         if not self._begun:
             self._shell.admission.release(self.run, self.slot, Outcome(result=Result.CANCELLED))
 
-    def stop(self) -> asyncio.Task[Any]:
+    def stop(self) -> asyncio.Task[None]:
         """Stop the work, and free its slot when it has stopped: then the task that this returns ends."""
-        if self._stopping is None:
-            self.task.cancel()
-            self._stopping = self.task if self.parts is None else self._shell.spawn(self._close(self.parts))
-        return self._stopping
+        self.task.cancel()
+        return self._shell.spawn(self._close())
 
-    async def _close(self, parts: AsyncGenerator[Any, None]) -> None:
+    async def _close(self) -> None:
         await asyncio.wait((self.task,))
-        await parts.aclose()
+        await self.parts.aclose()
 
 
 class Race:
@@ -138,35 +139,36 @@ class Race:
         self._hedging, self._provider, self._run, self.slot, self._slow_s = hedging, provider, run, slot, slow_s
         self._legs: list[Leg] = []
         self._open = 0
+        self._in_parts = False
         self._decided: asyncio.Future[Leg] = asyncio.get_running_loop().create_future()
 
     async def whole(self) -> Any:  # noqa: ANN401 - what a method answers is its own
         """Carry it out."""
-        return (await self._winner(in_parts=False)).task.result()
+        return (await self._winner()).task.result()
 
     async def parts(self) -> AsyncGenerator[Any, None]:
         """Carry it out in parts."""
-        leg = await self._winner(in_parts=True)
-        parts, part = leg.parts, leg.task.result()
+        self._in_parts = True
+        leg = await self._winner()
+        part = leg.task.result()
         try:
-            while part is not _END and parts is not None:
+            while part is not _END:
                 yield part
                 with self._run:
-                    part = await anext(parts, _END)
+                    part = await anext(leg.parts, _END)
         finally:
-            if parts is not None:
-                await parts.aclose()
+            await leg.parts.aclose()
             self._run.take_over(leg.run)
 
-    async def _winner(self, *, in_parts: bool) -> Leg:
+    async def _winner(self) -> Leg:
         """The leg whose first output, or failure, counts. When its caller leaves, it waits until both have stopped."""
         # What is on its way to the first instance may end after the request: it has an end of its own.
         first, clock = copy(self._run), self._hedging.shell.clock
-        self._begin(first, self.slot, in_parts=in_parts)
-        timer = clock.call_at(self.slot.taken_at + self._slow_s, lambda: self._join(in_parts=in_parts))
+        self._begin(first, self.slot)
+        timer = clock.call_at(self.slot.taken_at + self._slow_s, self._join)
         try:
             # A whole answer is awaited in the request's block already.
-            with self._run if in_parts else nullcontext():
+            with self._run if self._in_parts else nullcontext():
                 leg = await self._decided
         except BaseException:
             timer.cancel()
@@ -185,19 +187,19 @@ class Race:
         self._hedging.won += leg is not self._legs[0]
         return leg
 
-    def _begin(self, run: Run, slot: Slot, *, in_parts: bool) -> None:
+    def _begin(self, run: Run, slot: Slot) -> None:
         run.instance_id = slot.instance.id
         attempt = Try(self._provider, run, slot, shell=self._hedging.shell, metrics=self._hedging.metrics)
-        leg = Leg(attempt, run, self._hedging.shell, in_parts=in_parts)
+        leg = Leg(attempt, run, self._hedging.shell, in_parts=self._in_parts)
         self._legs.append(leg)
         self._open += 1
         leg.task.add_done_callback(lambda _: self._ended(leg))
 
-    def _join(self, *, in_parts: bool) -> None:
+    def _join(self) -> None:
         """The first is slow."""
         found = None if self._decided.done() else self._hedging.second(self._run, self.slot)
         if found is not None:
-            self._begin(*found, in_parts=in_parts)
+            self._begin(*found)
 
     def _ended(self, leg: Leg) -> None:
         """A leg has its first output, or has failed."""

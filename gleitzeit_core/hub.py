@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from pydantic import Field
 
-from gleitzeit_core.errors import ClosedError, InstanceFailure, InvalidRequest
+from gleitzeit_core.errors import ClosedError, InvalidRequest
 from gleitzeit_core.health import CheckOptions, HealthSink
 from gleitzeit_core.pool import State
 from gleitzeit_core.probes import ProbeOptions  # noqa: TC001 - pydantic needs it at run time
@@ -165,7 +165,10 @@ class ResourceHub(ABC, Generic[OptionsT]):
         """Stop an instance of our own, whose last work has ended. External ones are never stopped."""
 
     async def close(self) -> None:
-        """Stop what is ours and release what `open` acquired, as far as it came. Called once."""
+        """Stop what is ours and release what `open` acquired, as far as it came.
+
+        Called once; once more after an `open` that went on meanwhile.
+        """
 
     # -- for authors to call -----------------------------------------------------------------------------------
 
@@ -185,13 +188,12 @@ class ResourceHub(ABC, Generic[OptionsT]):
             ClosedError: The hub is not started.
             ValueError: It names another hub.
         """
-        if self._sink is None:
-            raise ClosedError(f"hub {self.name!r} is not started")
+        sink = self._open_sink()
         if instance.hub != self.name:
             raise ValueError(f"hub {self.name!r} must not publish {instance.id}, which names hub {instance.hub!r}")
         self._known.setdefault(instance.id, instance)
         self.note(instance)
-        self._sink.put(instance, state)
+        sink.put(instance, state)
 
     def withdraw(self, instance_id: str, reason: str) -> None:
         """An instance is gone."""
@@ -237,13 +239,22 @@ class ResourceHub(ABC, Generic[OptionsT]):
         """
         probe = self.options.health_probe
         if probe is None:
-            return await self.check(instance)
+            return await self._found_by_check(instance)
         await probe.examine(instance)
         try:
-            return await self.check(instance)
-        except InstanceFailure as failure:
-            logger.debug("hub %s: %s is well by its probe, but: %s", self.name, instance.endpoint, failure)
+            # It gets half of the time: were all of it gone, the whole would have failed.
+            async with asyncio.timeout(self.options.check_timeout_s / 2):
+                return await self._found_by_check(instance)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the probe has spoken
+            logger.debug("hub %s: %s is well by its probe, but: %r", self.name, instance.endpoint, error)
             return instance
+
+    async def _found_by_check(self, instance: ResourceInstance) -> ResourceInstance:
+        found = await self.check(instance)
+        # An author who forgets to return anything should learn of it here.
+        if getattr(found, "id", None) != instance.id:
+            raise TypeError(f"{type(self).__name__}.check must return the instance as it is now, not {found!r}")
+        return found
 
     def exclude(self, instance_id: str) -> None:
         """Let no search bring an instance back that a person has removed, until it is added by hand."""
@@ -263,7 +274,7 @@ class ResourceHub(ABC, Generic[OptionsT]):
         """Open the hub and search for the first time; then go on searching.
 
         Raises:
-            ClosedError: It is started already.
+            ClosedError: It is started already, or was stopped while it started.
         """
         if self._sink is not None:
             raise ClosedError(f"hub {self.name!r} is started already")
@@ -271,11 +282,18 @@ class ResourceHub(ABC, Generic[OptionsT]):
         try:
             await self.open()
             await self.search()
+            self._open_sink()
         except BaseException:
-            await self.stop()
+            # Stopped already, it was closed as far as it had come then.
+            await (self.stop() if self._sink is sink else self.close())
             raise
         self._search = asyncio.create_task(self._keep_searching(), name=f"search of hub {self.name}")
         self.running = True
+
+    def _open_sink(self) -> HubSink:
+        if self._sink is None:
+            raise ClosedError(f"hub {self.name!r} is not started")
+        return self._sink
 
     async def stop(self) -> None:
         """Stop searching, and close. More than once is fine."""

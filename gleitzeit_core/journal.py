@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 from typing import IO, TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
@@ -98,7 +99,9 @@ class Journal:
 
     def _append(self, line: bytes) -> None:
         if self._file is not None:
-            self._file.write(line)
+            if self._file.write(line) < len(line):
+                # Nothing may follow what is not whole: the next run cuts it off.
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
             os.fsync(self._file.fileno())
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gleitzeit_core.provider import Provider, RequestOptions
     from gleitzeit_core.resources import ResourceInstance
     from gleitzeit_core.runs import Executor, Run
+    from gleitzeit_core.shell import Shell
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,11 @@ LEASE = Method(name="lease", summary="hold an instance", replayable=True)
 _UNUSED = Outcome(result=Result.CANCELLED)
 # A store that has not taken a lease back after so long is not waited for.
 _GIVE_BACK_S = 5.0
+# A store does not say when those that others hold end, so it is asked again after this long.
+_ASK_AGAIN_S = 1.0
+# Stands for all that was tried in vain: who has tried keeps its place at the front, and may use any instance again.
+_TRIED = frozenset({("", 0)})
+_OVER = "its time has run out"
 _fence = 0
 
 
@@ -49,6 +55,7 @@ class LeaseRequest:
 
     def __init__(self, acquire: Callable[[], Coroutine[Any, Any, Lease]]) -> None:
         self._acquire = acquire
+        self._in_use = False
         self._lease: Lease | None = None
 
     def __await__(self) -> Generator[Any, Any, Lease]:
@@ -60,14 +67,25 @@ class LeaseRequest:
         return self._acquire().__await__()
 
     async def __aenter__(self) -> Lease:
-        """Wait for it, as above."""
-        self._lease = await self._acquire()
+        """Wait for it, as above. For one block at a time.
+
+        Raises:
+            InvalidRequest: Another block has it.
+        """
+        if self._in_use:
+            raise InvalidRequest("this request for a lease is in use; make another")
+        self._in_use = True
+        try:
+            self._lease = await self._acquire()
+        finally:
+            self._in_use = self._lease is not None
         return self._lease
 
     async def __aexit__(self, *exc_info: object) -> None:
         """Give it back."""
-        if self._lease is not None:
-            await self._lease.release()
+        lease, self._lease, self._in_use = self._lease, None, False
+        if lease is not None:
+            await lease.release()
 
 
 async def acquire(dispatcher: Dispatcher, run: Run, ttl_s: float, store: Leases | None) -> Lease:
@@ -86,22 +104,35 @@ async def acquire(dispatcher: Dispatcher, run: Run, ttl_s: float, store: Leases 
 
 
 async def _acquire(dispatcher: Dispatcher, run: Run, ttl_s: float, store: Leases | None) -> Lease:
+    clock, shell = dispatcher.clock, dispatcher.shell
     while True:
-        slot = await dispatcher.slot(run)
-        since, wall = dispatcher.clock.monotonic(), dispatcher.clock.wall()
-        stored: StoredLease | None = None
-        if store is None:
-            stored = StoredLease(slot.instance.id, "", wall + ttl_s, _next_fence(wall))
-        else:
-            stored = await _stored(dispatcher, run, slot, ttl_s, store)
+        try:
+            slot = await dispatcher.slot(run)
+        except Unavailable as refusal:
+            if refusal is not run.last_failure:
+                raise
+            # Some of those that others have leased may be free by now.
+            run.excluded, run.last_failure = _TRIED, None
+            continue
+        since = clock.monotonic()
+        stored = await _hold(dispatcher, run, slot, ttl_s, store)
         if stored is not None:
             slot.used = True  # its holder does with it what it wants
             return Lease(dispatcher, run, slot, stored, store=store, ttl_s=ttl_s, since=since)
-        # All its places are leased by other processes: look for another instance.
-        dispatcher.shell.admission.release(run, slot, _UNUSED)
+        # All its places are leased by other processes: look for another instance, and here again after a while.
+        shell.admission.release(run, slot, _UNUSED)
         run.excluded |= {(slot.instance.id, slot.instance.generation)}
+        if run.last_failure is None:
+            run.patient_until = clock.monotonic() + _ASK_AGAIN_S
+            clock.call_at(run.patient_until, partial(_again, shell, run, run.patient_until))
         text = f"{slot.instance.endpoint} is leased by others"
         run.last_failure = Unavailable(text, instances=[slot.instance.id], retry_after_s=ttl_s)
+
+
+def _again(shell: Shell, run: Run, when: float) -> None:
+    """Let `run` no longer wait for an instance that nobody else has leased, if it has done so until now."""
+    if run.patient_until == when and run.last_failure is not None:
+        shell.turn_away(run, run.last_failure)
 
 
 def _next_fence(wall: float) -> int:
@@ -111,8 +142,11 @@ def _next_fence(wall: float) -> int:
     return _fence
 
 
-async def _stored(dispatcher: Dispatcher, run: Run, slot: Slot, ttl_s: float, store: Leases) -> StoredLease | None:
+async def _hold(dispatcher: Dispatcher, run: Run, slot: Slot, ttl_s: float, store: Leases | None) -> StoredLease | None:
     """A lease of one of the places on an instance, by the store; None when others have all of them."""
+    if store is None:
+        wall = dispatcher.clock.wall()
+        return StoredLease(slot.instance.id, "", wall + ttl_s, _next_fence(wall))
     taking = dispatcher.shell.spawn(_take(store, slot, ttl_s))
     try:
         return await asyncio.shield(taking)
@@ -175,7 +209,7 @@ class Lease:
         self._stored, self._store = stored, store
         self._ended = ""
         self._until = since + ttl_s
-        self._timer = dispatcher.clock.call_at(self._until, self._expire)
+        self._timer = dispatcher.clock.call_at(self._until, partial(self._end, _OVER))
         # The deadline was for the wait.
         run.deadline, run.on_end = None, partial(self._end, "shutting down")
         self._uses: set[Run] = set()
@@ -228,11 +262,10 @@ class Lease:
         if found is not None and not self.active:
             await self._give_back(found)
         self._check()
-        if found is not None:
-            self._stored = found
+        self._stored = found or self._stored
         self._timer.cancel()
         self._until = since + ttl_s
-        self._timer = clock.call_at(self._until, self._expire)
+        self._timer = clock.call_at(self._until, partial(self._end, _OVER))
 
     async def execute(
         self,
@@ -293,15 +326,12 @@ class Lease:
 
     def _check(self) -> None:
         if not self.active:
-            self._expire()  # a busy loop's timers are late
+            self._end(_OVER)  # a busy loop's timers are late
             raise self._expired()
 
     def _expired(self) -> LeaseExpired:
         text = f"the lease of {self.instance.endpoint} has ended: {self._ended}"
         return LeaseExpired(text, instance_id=self.instance.id)
-
-    def _expire(self) -> None:
-        self._end("its time has run out")
 
     def _end(self, why: str) -> None:
         if self._ended:
@@ -365,6 +395,6 @@ def checked_ttl_s(ttl_s: float) -> float:
     Raises:
         InvalidRequest: It is not a number above 0.
     """
-    if not 0 < ttl_s < math.inf:
+    if not isinstance(ttl_s, int | float) or not 0 < ttl_s < math.inf:
         raise InvalidRequest(f"ttl_s must be a number above 0, not {ttl_s!r}", param="ttl_s")
     return ttl_s

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from gleitzeit_core.assembly import hub_over, make_routes, open_hubs, open_provider
@@ -64,7 +65,7 @@ class ResourceManager:
         self._clock = clock or SystemClock()
         self._events = Events(host, self._clock.wall)
         self._instance_log: InstanceLog | None = None
-        self._changing = asyncio.Lock()
+        self._reading, self._changing = asyncio.Lock(), asyncio.Lock()
 
     def __repr__(self) -> str:
         return f"<ResourceManager {', '.join(self.providers) or 'closed'}, {self._dispatcher!r}>"
@@ -196,12 +197,8 @@ class ResourceManager:
         """
         provider = self.provider(method)
         provider.method(method)
-
-        async def run(params: Mapping[str, Any]) -> Any:  # noqa: ANN401 - what a method answers is its own
-            return await provider.execute(method, params, **options)
-
         return Batch(
-            run,
+            partial(provider.execute, method, **options),
             items,
             method=method,
             clock=self._clock,
@@ -264,7 +261,7 @@ class ResourceManager:
             InvalidRequest: `share` is out of bounds, kept for nobody, or more than what is left.
         """
         dispatcher = self.dispatcher
-        if not 0 < share <= 1 or not (tenant or model):
+        if not isinstance(share, int | float) or not 0 < share <= 1 or not (tenant or model):
             raise InvalidRequest("a share is above 0 and at most 1, for a tenant or a model", param="share")
         name = method_or_route
         if name not in {route.name for route in self.config.routes}:
@@ -283,15 +280,20 @@ class ResourceManager:
 
     async def remove_hub(self, name: str, *, grace_s: float = 30.0) -> None:
         """Let a hub's instances finish what they have, then stop it; `KeyError` if there is none of that name."""
-        hub = self.dispatcher.shell.hubs[name]
-        await self.dispatcher.shell.remove_hub(name, grace_s=grace_s)
+        shell = self.dispatcher.shell
+        hub = shell.hubs[name]
+        await shell.remove_hub(name, grace_s=grace_s)
         self._events.emit("hub", {"name": name, "kind": hub.kind, "change": "removed"})
+        # What it had, another may know as well, such as itself under another name.
+        others = [other for other in shell.hubs.values() if other.running]
+        await asyncio.gather(*(other.search() for other in others), return_exceptions=True)
 
     async def add_instance(self, settings: Mapping[str, Any], hub: str = "") -> ResourceInstance:
         """Take an instance into the pool, and check it; it may be found down.
 
         Args:
-            settings: As one of the ``instances`` of a hub. ``type`` is the hub's kind, ``ollama`` when not given.
+            settings: As one of the ``instances`` of a hub. ``type`` is the hub's kind; not given, it is that of `hub`,
+                or else ``ollama``.
             hub: The name of the hub that gets it; empty for the only one of that kind, or a new one.
 
         Raises:
@@ -299,9 +301,12 @@ class ResourceManager:
             InvalidRequest: The settings are wrong, or several hubs could take it.
         """
         its, shell = dict(settings), self.dispatcher.shell
-        kind = str(its.pop("type", None) or "ollama")
+        kind = str(its.pop("type", None) or "")
         if hub:
+            if kind and hub in shell.hubs and shell.hubs[hub].kind != kind:
+                raise InvalidRequest(f"hub {hub!r} is of type {shell.hubs[hub].kind!r}, not {kind!r}", param="type")
             return await shell.add_instance(hub, its)
+        kind = kind or "ollama"
         # Two at once must not make two hubs.
         async with self._changing:
             named = sorted(one.name for one in shell.hubs.values() if one.kind == kind)
@@ -351,10 +356,12 @@ class ResourceManager:
             PluginError: A plugin that it names is broken, and nothing has changed.
         """
         shell = self.dispatcher.shell
-        if config is None:
-            config = await asyncio.to_thread(lambda: check_configuration(self.config.raw.again(), self.host))
-        routes = await prepare(self, config)
-        working = shell.spawn(self._reload(config, routes, dry_run=dry_run))
+        # What is read later is put in force later.
+        async with self._reading:
+            if config is None:
+                config = await asyncio.to_thread(lambda: check_configuration(self.config.raw.again(), self.host))
+            routes = await prepare(self, config)
+            working = shell.spawn(self._reload(config, routes, dry_run=dry_run))
         await asyncio.wait({working})
         if working.cancelled():
             raise ClosedError("this manager was closed meanwhile")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict, deque
+from functools import cache
 from itertools import accumulate
 from math import ceil, floor, log
 from operator import attrgetter, itemgetter
@@ -40,29 +41,36 @@ _NEUTRAL: Final = frozenset((Result.CANCELLED.value, FailureKind.REJECTED.value,
 class Histogram:
     """Durations or sizes, above or equal to 0."""
 
-    __slots__ = ("buckets", "count", "total")
+    __slots__ = ("buckets", "total")
 
     def __init__(self) -> None:
         self.buckets: dict[int, int] = {}
-        self.count = 0
         self.total = 0.0
 
     def __repr__(self) -> str:
         """Count and median."""
         return f"<Histogram {self.count} values, p50 {self.percentile(50):.6g}>"
 
+    @property
+    def count(self) -> int:
+        """How many values."""
+        return sum(self.buckets.values())
+
     def record(self, value: float) -> None:
         """Count `value`; what is below a nanosecond (or negative, from a clock's rounding) counts as that."""
         bucket = ceil(log(value) * _INVERSE_LOG) if value > _SMALLEST else _LOWEST
-        self.buckets[bucket] = self.buckets.get(bucket, 0) + 1
-        self.count += 1
+        buckets = self.buckets
+        buckets[bucket] = buckets.get(bucket, 0) + 1
         self.total += value
 
     def merge(self, other: Histogram) -> None:
         """Add all of `other`."""
-        for bucket, count in other.buckets.items():
-            self.buckets[bucket] = self.buckets.get(bucket, 0) + count
-        self.count += other.count
+        buckets = self.buckets
+        if buckets:
+            for bucket, count in other.buckets.items():
+                buckets[bucket] = buckets.get(bucket, 0) + count
+        else:
+            buckets.update(other.buckets)
         self.total += other.total
 
     def percentile(self, percent: float) -> float:
@@ -73,12 +81,13 @@ class Histogram:
         """
         return self.percentiles(percent)[0]
 
-    def percentiles(self, *percents: float) -> tuple[float, ...]:
-        """Several of them at once."""
+    def percentiles(self, *percents: float, digits: int | None = None) -> tuple[float, ...]:
+        """Several of them at once, with so many `digits` after the point; None for all."""
+        if not self.buckets:
+            return (0.0,) * len(percents)
         buckets, seen = self._cumulated()
-        places = (bisect_left(seen, max(1, ceil(self.count * percent / 100))) for percent in percents)
-        # The middle of the bucket, for an error of at most half its width.
-        return tuple(pow(GROWTH, buckets[place - 1] - 0.5) if buckets else 0.0 for place in places)
+        places = [bisect_left(seen, max(1, ceil(seen[-1] * percent / 100))) for percent in percents]
+        return tuple([_middle(buckets[place - 1], digits) for place in places])
 
     def at_most(self, *bounds: float) -> tuple[int, ...]:
         """How many values are at most each of `bounds`, give or take a bucket; for cumulative exports."""
@@ -89,12 +98,19 @@ class Histogram:
     def _cumulated(self) -> tuple[list[int], list[int]]:
         """The buckets in order, and how many values are in the first 0, 1, 2, ... of them."""
         buckets = sorted(self.buckets)
-        return buckets, list(accumulate((self.buckets[bucket] for bucket in buckets), initial=0))
+        return buckets, list(accumulate(map(self.buckets.__getitem__, buckets), initial=0))
 
     def as_dict(self) -> dict[str, float]:
         """How many values, and their percentiles; these are 0.0 when there are none."""
-        p50, p95, p99 = (round(value, 6) for value in self.percentiles(50, 95, 99))
+        p50, p95, p99 = self.percentiles(50, 95, 99, digits=6)
         return {"count": self.count, "p50": p50, "p95": p95, "p99": p99}
+
+
+@cache
+def _middle(bucket: int, digits: int | None) -> float:
+    """The middle of a bucket, for an error of at most half its width. There are few buckets, and many histograms."""
+    value: float = pow(GROWTH, bucket - 0.5)
+    return value if digits is None else round(value, digits)
 
 
 class Series:
@@ -112,7 +128,8 @@ class Series:
 
     def record(self, outcome: Outcome) -> None:
         """Count one try."""
-        self.results[(outcome.kind or outcome.result).value] += 1
+        # By their values, without the call that `value` is.
+        self.results[(outcome.kind or outcome.result)._value_] += 1
         self.wait_s.record(outcome.wait_s)
         self.total_s.record(outcome.total_s)
         if outcome.first_output_s is not None:
@@ -129,16 +146,20 @@ class Series:
         """Add all of `other`."""
         for result, count in other.results.items():
             self.results[result] += count
-        for name in self._HISTOGRAMS:
-            getattr(self, name).merge(getattr(other, name))
-        for name in self._SUMS:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.wait_s.merge(other.wait_s)
+        self.first_output_s.merge(other.first_output_s)
+        self.per_token_s.merge(other.per_token_s)
+        self.total_s.merge(other.total_s)
+        self.input_tokens += other.input_tokens
+        self.output_tokens += other.output_tokens
+        self.bytes_in += other.bytes_in
+        self.bytes_out += other.bytes_out
 
     @property
     def success_rate(self) -> float:
         """Successful tries among those that succeeded or failed; 1.0 when there were none."""
-        counted = sum(n for result, n in self.results.items() if result not in _NEUTRAL)
-        return self.results[Result.OK.value] / counted if counted else 1.0
+        counted = sum([n for result, n in self.results.items() if result not in _NEUTRAL])
+        return self.results["ok"] / counted if counted else 1.0
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain data: counts, sums, and percentiles of each histogram."""
@@ -163,7 +184,8 @@ class Labels(NamedTuple):
     model: str
 
 
-_Key = TypeVar("_Key", str, Labels)
+_Labels = TypeVar("_Labels", bound=tuple[str, ...])
+_Key = TypeVar("_Key", bound="str | tuple[str, ...]")
 
 
 class _Window:
@@ -241,13 +263,13 @@ class ResourceMetrics:
         """
         wanted = (method, instance_id, route, model)
         result = Series()
-        for labels, series in self._rows(recent=recent):
+        for labels, series in self._rows(recent=recent, instance_id=instance_id):
             if all(only in (None, label) for only, label in zip(wanted, labels, strict=True)):
                 result.merge(series)
         return result
 
     def by(self, label: str, *, recent: bool = False) -> dict[str, Series]:
-        """The numbers for each value of `label`, in order.
+        """The numbers for each value of `label`, in order. To be read at once: some of the series go on counting.
 
         Args:
             label: ``method``, ``instance``, ``route`` or ``model``.
@@ -266,12 +288,13 @@ class ResourceMetrics:
         Args:
             recent: Of the last four to five minutes; False: since the process began.
         """
-        rows = _grouped(self._rows(recent=recent), Labels._make).items()
-        everything = _grouped(rows, lambda _: "").get("", Series())
-        parts = {
-            f"{label}s": {name: one.as_dict() for name, one in _grouped(rows, attrgetter(label)).items() if name}
-            for label in ("instance", "model", "route", "method")
-        }
+        rows = list(self._rows(recent=recent))
+        # Instances may be thousands, what is asked of them is little: the other sums are made of sums over all of them.
+        groups = {"instance": _grouped(rows, attrgetter("instance"))}
+        over_all = _grouped(rows, attrgetter("method", "route", "model")).items()
+        groups |= {label: _grouped(over_all, itemgetter(n)) for label, n in (("model", 2), ("route", 1), ("method", 0))}
+        everything = _grouped(over_all, lambda _: "").get("", Series())
+        parts = {f"{label}s": {name: s.as_dict() for name, s in of.items() if name} for label, of in groups.items()}
         return {"window_s": WINDOW_S * WINDOWS if recent else None, "sum": everything.as_dict(), **parts}
 
     def percentile_of_first_output(self, route: str, model: str, percentile: float, min_samples: int) -> float | None:
@@ -296,7 +319,7 @@ class ResourceMetrics:
         return value
 
     def __iter__(self) -> Iterator[tuple[Labels, Series]]:
-        """All series since the process began, in order of their labels."""
+        """All series since the process began, in order of their labels; to be read at once, as with `by`."""
         return iter(_grouped(self._rows(recent=False), Labels._make).items())
 
     def _watch(self, route: str, model: str) -> None:
@@ -309,12 +332,13 @@ class ResourceMetrics:
                         if of == [route, model]:
                             window.first_output_s[route, model].merge(series.first_output_s)
 
-    def _rows(self, *, recent: bool) -> Iterator[tuple[Labels, Series]]:
+    def _rows(self, *, recent: bool, instance_id: str | None = None) -> Iterator[tuple[Labels, Series]]:
         self._turn()
         for window in self._ring if recent else (self._past, *self._ring):
-            for instance_id, rows in window.instances.items():
-                for (method, route, model), series in rows.items():
-                    yield Labels(method, instance_id, route, model), series
+            every = window.instances
+            for name in every if instance_id is None else every.keys() & {instance_id}:
+                for (method, route, model), series in every[name].items():
+                    yield Labels(method, name, route, model), series
 
     def _turn(self) -> None:
         """Begin a new window for each minute that has passed, and let the oldest ones go to the past."""
@@ -331,11 +355,19 @@ class ResourceMetrics:
             self._ring.append(_Window())
 
 
-def _grouped(rows: Iterable[tuple[Labels, Series]], key: Callable[[Labels], _Key]) -> dict[_Key, Series]:
-    """The sums of those with the same key, in order."""
-    found: defaultdict[_Key, Series] = defaultdict(Series)
+def _grouped(rows: Iterable[tuple[_Labels, Series]], key: Callable[[_Labels], _Key]) -> dict[_Key, Series]:
+    """The sums of those with the same key, in order. One that is alone is not copied: it may go on counting."""
+    found: dict[_Key, Series] = {}
+    sums: set[_Key] = set()
     for labels, series in rows:
-        found[key(labels)].merge(series)
+        name = key(labels)
+        if found.setdefault(name, series) is series:
+            continue
+        if name not in sums:
+            sums.add(name)
+            alone, found[name] = found[name], Series()
+            found[name].merge(alone)
+        found[name].merge(series)
     return dict(sorted(found.items(), key=itemgetter(0)))
 
 

@@ -169,10 +169,10 @@ class _Memory:
 
     async def release(self, lease: StoredLease) -> bool:
         held = self._held.get(lease.name)
-        if held is None or held.fence != lease.fence or held.expires_at <= self._clock.wall():
+        if held is None or held.fence != lease.fence:
             return False
         del self._held[lease.name]
-        return True
+        return held.expires_at > self._clock.wall()
 
     async def push(self, request: Request) -> bool:
         key = request.idempotency_key or request.id
@@ -222,3 +222,5 @@ class _Memory:
                 yield await queue.get()
         finally:
             self._listeners[topic].discard(queue)
+            if not self._listeners[topic]:
+                del self._listeners[topic]

@@ -33,6 +33,8 @@ __all__ = ["Pool", "Record", "Slot", "Snapshot", "State"]
 _BACK_OFF_S = 1.0
 _BACK_OFF_MAX_S = 60.0
 _JOURNAL_MAX = 4096
+# Looked up once: see the records' module.
+_CLOSED, _OK = BreakerState.CLOSED, Result.OK
 # Degraded from this part of recent tries failed, and so many tries, until less than the second part fail.
 _DEGRADED_FROM, _DEGRADED_BELOW, _DEGRADED_MIN = 0.1, 0.05, 20
 
@@ -146,7 +148,7 @@ class Pool:
         record.in_flight += 1
         token = record.breaker.start()
         self._recount(record)
-        if record.breaker.state is not BreakerState.CLOSED:
+        if record.breaker.state is not _CLOSED:
             self._arm(record)
         return Slot(record, record.instance, token, self._clock.monotonic())
 
@@ -174,7 +176,7 @@ class Pool:
     def judge(self, slot: Slot, outcome: Outcome) -> None:
         """Let an outcome count for or against its instance, before the slot is freed."""
         slot.record.idle_since = max(slot.record.idle_since, slot.taken_at + outcome.total_s)
-        if outcome.result is Result.OK:
+        if outcome.result is _OK:
             self.progress(slot)
         elif outcome.result is Result.FAILED and outcome.kind is not None:
             self._judge_failure(slot, outcome.kind, outcome.retry_after_s)
@@ -227,9 +229,10 @@ class Pool:
 
     def _recount(self, record: Record) -> None:
         record.recount()
-        if len(self.journal) >= _JOURNAL_MAX:
-            self.journal = []
-        self.journal.append(record)
+        journal = self.journal
+        if len(journal) >= _JOURNAL_MAX:
+            journal = self.journal = []
+        journal.append(record)
 
     def _touch(self, record: Record) -> None:
         """After a change that decides who may serve."""

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from gleitzeit_core.errors import FailureKind, InstanceFailure
+from gleitzeit_core.processes import signal_group
 from gleitzeit_core.resources import HttpChannel
 
 if TYPE_CHECKING:
@@ -115,8 +116,7 @@ class CommandProbe(BaseModel):
         try:
             status = await process.wait()
         except BaseException:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            signal_group(process.pid, signal.SIGKILL)
             await process.wait()
             raise
         if status:

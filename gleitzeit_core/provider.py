@@ -23,7 +23,7 @@ from pydantic import BaseModel, ValidationError
 
 from gleitzeit_core.dispatch import Dispatcher
 from gleitzeit_core.errors import ClosedError, InvalidRequest, UnknownMethod
-from gleitzeit_core.requests import Method, Request
+from gleitzeit_core.requests import new_request
 from gleitzeit_core.resources import Requirements
 from gleitzeit_core.strategies.base import NoOptions
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from gleitzeit_core.hub import ResourceHub
-    from gleitzeit_core.requests import Usage
+    from gleitzeit_core.requests import Method, Request, Usage
     from gleitzeit_core.resources import Channel, ResourceInstance, Speaks
     from gleitzeit_core.runs import InstanceReport, OnInstance, Stream
 
@@ -160,11 +160,13 @@ class Provider(ABC, Generic[OptionsT]):
             InvalidRequest: The parameters are wrong.
         """
         fields = cast("dict[str, Any]", options)
-        tags, instances = fields.pop("tags", ()), fields.pop("instances", ())
-        timeout_s, cost = fields.pop("timeout_s", None), fields.pop("cost", None)
-        if timeout_s is not None:
-            fields["deadline"] = self._wall() + _positive("timeout_s", timeout_s)
-        request = Request(method=method, params=self._checked(self.method(method), params or {}), **fields)
+        tags, instances, cost = (), (), None
+        if fields:
+            tags, instances, cost = fields.pop("tags", ()), fields.pop("instances", ()), fields.pop("cost", None)
+            timeout_s = fields.pop("timeout_s", None)
+            if timeout_s is not None:
+                fields["deadline"] = self._wall() + _positive("timeout_s", timeout_s)
+        request = new_request(method=method, params=self._checked(self.method(method), params or {}), **fields)
         # Nobody else has seen it yet; a changed copy would take as long as all the rest.
         object.__setattr__(request, "requirements", self._needs(request, tags, instances))
         cost = self.cost(request) if cost is None else cost

@@ -36,6 +36,8 @@ class State(StrEnum):
 EJECTED = "ejected"
 DEGRADED = "degraded"
 DRAINED = "drained"
+# Every request asks for these several times; to look a member up in its enumeration takes as long as a call.
+_READY, _OPEN, _HALF_OPEN = State.READY, BreakerState.OPEN, BreakerState.HALF_OPEN
 
 
 class Record:
@@ -79,9 +81,8 @@ class Record:
         What is ready may be ``ejected`` by its breaker or ``degraded``. An external instance that has drained is
         ``drained``: it stays known and gets nothing, until somebody resumes it.
         """
-        if self.state is State.READY:
-            ejected = self.breaker.state is BreakerState.OPEN
-            return EJECTED if ejected else DEGRADED if self.degraded else self.state
+        if self.state is _READY:
+            return EJECTED if self.breaker.state is _OPEN else DEGRADED if self.degraded else _READY
         external = self.instance.ownership is Ownership.EXTERNAL
         drained = self.state is State.DRAINING and external and not self.in_flight
         return DRAINED if drained else self.state
@@ -89,7 +90,7 @@ class Record:
     @property
     def serving(self) -> bool:
         """Whether it is given work as a matter of course: its condition is ``ready`` or ``degraded``."""
-        return self.state is State.READY and self.breaker.state is not BreakerState.OPEN
+        return self.state is _READY and self.breaker.state is not _OPEN
 
     @property
     def why(self) -> str:
@@ -106,7 +107,7 @@ class Record:
         self.load = self.in_flight / self.instance.weight
         if self.degraded:
             self.load *= 2
-        if self.state is not State.READY or self.busy_until:
+        if self.state is not _READY or self.busy_until:
             self.room = 0
             return
         limit = self.instance.max_concurrent
@@ -117,7 +118,7 @@ class Record:
                 self.limit = None
         self.room = (limit if self.allowance is None else min(limit, self.allowance)) - self.in_flight
         # An open breaker that `Snapshot` keeps in service for lack of others (panic) limits nothing.
-        if self.breaker.state is BreakerState.HALF_OPEN:
+        if self.breaker.state is _HALF_OPEN:
             self.room = min(self.room, self.breaker.room or 0)
 
     def succeeded(self) -> None:
@@ -181,8 +182,8 @@ class Snapshot(View):
     candidates: tuple[Record, ...]
 
     def __init__(self, records: tuple[Record, ...], pool: Pool) -> None:
-        up = [r for r in records if r.state is State.READY]
-        ejected = [r for r in up if r.breaker.state is BreakerState.OPEN]
+        up = [r for r in records if r.state is _READY]
+        ejected = [r for r in up if r.breaker.state is _OPEN]
         # At most half of those that are up are ejected, the earliest to come back last of all; the others stay in
         # service (panic mode): with nearly all failing, the fault is more likely in what is asked than in each of them.
         kept_out = sorted(ejected, key=lambda r: r.breaker.until or 0.0, reverse=True)[: len(up) // 2]
@@ -194,7 +195,7 @@ class Snapshot(View):
         self._read = 0
         # By load; and where each candidate stands: its group and its place in there, None when it has no room.
         self._groups: dict[float, list[Record]] = {}
-        self._places: dict[Record, tuple[float, int] | None] = {}
+        self._places: dict[object, tuple[float, int] | None] = dict.fromkeys(self.candidates)
 
     def __repr__(self) -> str:
         """Counts."""
@@ -208,7 +209,6 @@ class Snapshot(View):
 
     def holds(self, candidate: object) -> bool:
         """Whether it is one of `candidates`."""
-        self._catch_up()
         return candidate in self._places
 
     def has_room(self) -> bool:
@@ -217,21 +217,17 @@ class Snapshot(View):
         return bool(self._groups)
 
     def _catch_up(self) -> None:
-        journal, places = self._pool.journal, self._places
+        journal = self._pool.journal
         if journal is not self._journal:
             # The first look, or so much has happened since the last that the journal was begun anew.
-            self._journal = journal
-            self._groups = {}
-            self._places = places = dict.fromkeys(self.candidates)
-            changed: tuple[Record, ...] | list[Record] = self.candidates
-        elif len(journal) == self._read:
-            return
-        else:
-            changed = journal[self._read :]
-        self._read = len(journal)
-        for record in changed:
-            if record in places:
+            self._journal, self._read = journal, len(journal)
+            for record in self.candidates:
                 self._place(record)
+        elif len(journal) != self._read:
+            changed, self._read = journal[self._read :], len(journal)
+            for record in changed:
+                if record in self._places:
+                    self._place(record)
 
     def _place(self, record: Record) -> None:
         place = self._places[record]

@@ -32,7 +32,7 @@ _GRACE_S: Final = 3600.0
 _MISSING: Final = object()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Change:
     """One difference between two configurations. Values are plain data, with ``***`` for secrets.
 
@@ -136,20 +136,12 @@ class _Reload:
     def changes(self, *, dry_run: bool) -> Changes:
         """All differences, and what became of each; with `dry_run`, what can be foretold."""
         found = []
-        for path, before, after in self._differences:
+        for path, *values in self._differences:
             verdict = self._verdict(path) or _DONE
-            what = "added" if before is _MISSING else "removed" if after is _MISSING else "changed"
-            shown = [None if value is _MISSING else shown_value(value, path) for value in (before, after)]
-            found.append(
-                Change(
-                    path=path_text(path),
-                    what=what,
-                    before=shown[0],
-                    after=shown[1],
-                    applied=verdict.applied and not dry_run,
-                    note=verdict.note,
-                )
-            )
+            what = "changed" if _MISSING not in values else "added" if values[0] is _MISSING else "removed"
+            before, after = (None if value is _MISSING else shown_value(value, path) for value in values)
+            applied = verdict.applied and not dry_run
+            found.append(Change(path_text(path), what, before, after, applied=applied, note=verdict.note))
         return Changes(tuple(found))
 
     def foretell(self) -> None:

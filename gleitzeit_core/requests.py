@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from enum import StrEnum
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from gleitzeit_core.resources import Requirements, empty
 
@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from gleitzeit_core.errors import FailureKind
+
+_ids = Random()
+os.register_at_fork(after_in_child=_ids.seed)
+
+
+def new_request_id() -> str:
+    """16 random hexadecimal digits: unique enough for logs and headers, cheap enough for every request."""
+    return f"{_ids.getrandbits(64):016x}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +79,7 @@ class Request:
     endpoint: str = ""
     stream: bool = False
     requirements: Requirements = field(default=Requirements(accepts=()))
-    id: str = field(default_factory=lambda: new_request_id())  # noqa: PLW0108 - defined below
+    id: str = field(default_factory=new_request_id)
     idempotency_key: str = ""
     cost: float = 1.0
     priority: int = 0
@@ -83,6 +91,23 @@ class Request:
     def changed(self, **changes: Any) -> Request:  # noqa: ANN401 - the fields' own types, checked by replace
         """A copy with `changes`."""
         return replace(self, **changes)
+
+
+# A frozen dataclass fills each field by a call, which takes longer than all else that is done to make a request. Its
+# twin, the same but not frozen, is filled at once; then it becomes a request.
+_Twin = make_dataclass(
+    "Request",
+    [(f.name, Any, field(default=f.default, default_factory=f.default_factory)) for f in fields(Request)],
+    slots=True,
+    kw_only=True,
+)
+
+
+def new_request(**values: Any) -> Request:  # noqa: ANN401 - the fields' own types
+    """``Request(**values)``, in half the time."""
+    made: Any = _Twin(**values)
+    made.__class__ = Request
+    return cast("Request", made)
 
 
 class Result(StrEnum):
@@ -117,9 +142,8 @@ class Usage:
                 raise ValueError(f"tokens are whole numbers from 0, not {count!r}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What became of one try on one instance. Times in seconds, on the monotonic clock.
+class Outcome(NamedTuple):
+    """What became of one try on one instance. Times in seconds, on the monotonic clock. A tuple: made for every try.
 
     Args:
         result: How it ended.
@@ -194,12 +218,3 @@ class FinishedRequest:
     outcome: Outcome | None
     error_code: str
     total_s: float
-
-
-_ids = Random()
-os.register_at_fork(after_in_child=_ids.seed)
-
-
-def new_request_id() -> str:
-    """16 random hexadecimal digits: unique enough for logs and headers, cheap enough for every request."""
-    return f"{_ids.getrandbits(64):016x}"

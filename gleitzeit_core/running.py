@@ -34,7 +34,6 @@ class Running:
         # How many of them are tried again, on a budget that all share.
         self.retrying = 0
         self._idle = asyncio.Event()
-        self._idle.set()
         self._next_late = math.inf
         self._timer: TimerHandle | None = None
 
@@ -49,7 +48,6 @@ class Running:
     def begin(self, run: Run) -> None:
         """A request is on its way."""
         self._runs.add(run)
-        self._idle.clear()
         if run.deadline is not None and run.deadline < self._next_late:
             self._arm(run.deadline)
 
@@ -85,6 +83,9 @@ class Running:
 
     async def until_idle(self, limit_s: float) -> None:
         """Wait until none is left, at most `limit_s` seconds."""
+        if not self._runs:
+            return
+        self._idle.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
                 await self._idle.wait()

@@ -50,7 +50,10 @@ class Shell:
 
     def __init__(self, *, clock: Clock, random: Random, policy: BreakerPolicy | None = None) -> None:
         self.clock = clock
-        self.admission = Admission(clock=clock, random=random, deliver=self._perform, policy=policy)
+        self.admission = admission = Admission(clock=clock, random=random, deliver=self._perform, policy=policy)
+        # Most of what a sink is told is for the machine.
+        self.set_state, self.set_degraded, self.drain = admission.set_state, admission.set_degraded, admission.drain
+        self.remove, self.supply_changed = admission.remove, admission.supply_changed
         self.health = HealthMonitor(self, random=random, clock=clock)
         self.hubs: dict[str, ResourceHub[Any]] = {}
         self._listeners: list[Callable[[InstanceChange], None]] = []
@@ -254,6 +257,11 @@ class Shell:
             ticket.waiter = None
         return slot
 
+    def turn_away(self, ticket: Ticket, error: RequestError) -> None:
+        """Let a ticket that waits do so no more: its `wait` raises `error`."""
+        if self.admission.cancel(ticket):
+            _settle(ticket, error)
+
     def _give_back(self, ticket: Ticket) -> None:
         granted: asyncio.Future[Slot] = ticket.waiter
         if granted.done() and not granted.cancelled() and granted.exception() is None:
@@ -378,22 +386,6 @@ class Shell:
             hub.note(instance)
         self.admission.put(instance, state)
 
-    def set_state(self, instance_id: str, state: State, reason: str) -> None:
-        """An instance's state has changed."""
-        self.admission.set_state(instance_id, state, reason)
-
-    def remove(self, instance_id: str, reason: str) -> None:
-        """An instance is gone."""
-        self.admission.remove(instance_id, reason)
-
-    def set_degraded(self, instance_id: str, source: str, reason: str) -> None:
-        """Why an instance counts half."""
-        self.admission.set_degraded(instance_id, source, reason)
-
-    def drain(self, instance_id: str, reason: str) -> None:
-        """An instance is no longer wanted."""
-        self.admission.drain(instance_id, reason)
-
     def idle_s(self, instance_id: str) -> float | None:
         """How long an instance has had no work; None while it drains."""
         record = self.admission.pool.records.get(instance_id)
@@ -404,10 +396,6 @@ class Shell:
     async def check_now(self, instance_id: str) -> bool:
         """Check an instance without waiting for its turn."""
         return await self.health.check(instance_id)
-
-    def supply_changed(self) -> None:
-        """What a hub can create has changed."""
-        self.admission.supply_changed()
 
 
 def _settle(ticket: Ticket, result: Slot | RequestError) -> None:

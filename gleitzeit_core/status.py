@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,10 @@ _VERSION = version("gleitzeit-core")
 def status_of(manager: ResourceManager) -> dict[str, Any]:
     """Everything but histories."""
     dispatcher, config = manager.dispatcher, manager.config
-    by_instance = dispatcher.metrics.by("instance")
+    by_instance, none = dispatcher.metrics.by("instance"), Series()
+    results: Counter[str] = Counter()
+    for series in by_instance.values():
+        results.update(series.results)
     return {
         "version": _VERSION,
         "configuration": str(config.source) if config.source else None,
@@ -30,7 +34,7 @@ def status_of(manager: ResourceManager) -> dict[str, Any]:
         "requests": {
             "active": dispatcher.active,
             "waiting": dispatcher.shell.admission.waiting,
-            **dispatcher.metrics.sum().results,
+            **results,
         },
         "hedges": {name: getattr(dispatcher.hedges, name) for name in ("started", "won")},
         "queues": queues_of(manager),
@@ -39,7 +43,7 @@ def status_of(manager: ResourceManager) -> dict[str, Any]:
             for hub in dispatcher.shell.hubs.values()
         ],
         "instances": [
-            _instance(manager, report, by_instance.get(report.instance.id, Series())) for report in manager.instances()
+            _instance(manager, report, by_instance.get(report.instance.id, none)) for report in manager.instances()
         ],
         "routes": [
             {"methods": list(route.methods), "strategy": route.chain, "max_queue": route.max_queue}
@@ -66,7 +70,7 @@ def instance_status(manager: ResourceManager, instance_id: str) -> dict[str, Any
     """
     reports = {report.instance.id: report for report in manager.instances()}
     if instance_id not in reports:
-        raise UnknownName("instance", instance_id, reports)
+        raise UnknownName("instance", instance_id, reports, are="there is")
     report, dispatcher = reports[instance_id], manager.dispatcher
     return {
         **_instance(manager, report, dispatcher.metrics.sum(instance_id=instance_id)),
@@ -76,21 +80,31 @@ def instance_status(manager: ResourceManager, instance_id: str) -> dict[str, Any
 
 
 def _instance(manager: ResourceManager, report: InstanceReport, series: Series) -> dict[str, Any]:
-    instance = report.instance
-    record = manager.dispatcher.shell.admission.pool.records[instance.id]
+    # There may be thousands of them, so it is written out.
+    instance, results, shares = report.instance, series.results, series.total_s.percentiles(50, 95, 99, digits=6)
     return {
-        **{name: getattr(instance, name) for name in ("id", "hub", "kind", "endpoint", "generation")},
+        "id": instance.id,
+        "hub": instance.hub,
+        "kind": instance.kind,
+        "endpoint": instance.endpoint,
+        "generation": instance.generation,
         "state": str(report.state),
         "reason": report.reason,
-        "degraded": list(record.degraded.values()),
+        "degraded": list(manager.dispatcher.shell.admission.pool.records[instance.id].degraded.values()),
         "breaker": report.breaker,
         "ownership": instance.ownership.value,
         "in_flight": report.in_flight,
         "limit": report.limit,
-        **{name: getattr(instance, name) for name in ("max_concurrent", "weight")},
-        **{name: sorted(getattr(instance, name)) for name in ("tags", "capabilities", "warm")},
-        "served": sum(series.results.values()),
+        "max_concurrent": instance.max_concurrent,
+        "weight": instance.weight,
+        "tags": sorted(instance.tags),
+        "capabilities": sorted(instance.capabilities),
+        "warm": sorted(instance.warm),
+        "served": sum(results.values()),
         "success_rate": round(series.success_rate, 4),
-        **{name: getattr(series, name) for name in ("input_tokens", "output_tokens")},
-        **{f"p{share}_s": round(series.total_s.percentile(share), 6) for share in (50, 95, 99)},
+        "input_tokens": series.input_tokens,
+        "output_tokens": series.output_tokens,
+        "p50_s": shares[0],
+        "p95_s": shares[1],
+        "p99_s": shares[2],
     }

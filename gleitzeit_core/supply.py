@@ -71,8 +71,7 @@ class SupplyHub(ResourceHub[OptionsT], Generic[OptionsT]):
         self._creations: dict[str, asyncio.Task[None]] = {}
         # What was created and is not destroyed yet, and the part of it that is being destroyed.
         self._owned: dict[str, ResourceInstance] = {}
-        self._ending: set[str] = set()
-        self._replacing: set[asyncio.Task[None]] = set()
+        self._destructions: dict[str, asyncio.Task[None]] = {}
         self._created_at: dict[str, float] = {}
         self._failed_in_a_row = self._short_lived = 0
         self._retry: asyncio.TimerHandle | None = None
@@ -120,22 +119,25 @@ class SupplyHub(ResourceHub[OptionsT], Generic[OptionsT]):
         if self._short_lived > 1:
             self._pause(reason, self._short_lived - 1)
         self.withdraw(instance.id, reason)
-        task = asyncio.create_task(self._destroy(instance))
-        self._replacing.add(task)
-        task.add_done_callback(self._replacing.discard)
+        self._destruction(instance.id)
 
     def resupply(self) -> None:
         """`supply` has changed: create what is missing, let go what is too much."""
-        self._fill()
-        self._look()
-        self.supply_changed()
+        if self.running:
+            self._fill()
+            self._look()
+            self.supply_changed()
 
     # -- as every hub ------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
         """Create what is to be kept, and wait for it."""
         self._fill()
-        await asyncio.gather(*self._creations.values())
+        # One that is drained by hand meanwhile ends cancelled, which is no reason not to start.
+        if self._creations:
+            await asyncio.wait(self._creations.values())
+        # Meanwhile more may be wanted, or be tried again.
+        self._fill()
         self._look()
 
     def offer(self, requirements: Requirements) -> Offer:
@@ -172,15 +174,18 @@ class SupplyHub(ResourceHub[OptionsT], Generic[OptionsT]):
             # Until it has ended it takes its place, and `close` would wait for it.
             await asyncio.wait((creation,))
             self._creations.pop(instance.id, None)
-        await self._destroy(instance)
+        if instance.id in self._owned:
+            await self._destruction(instance.id)
 
     async def close(self) -> None:
         """End all of our own."""
         creations, self._creations = tuple(self._creations.values()), {}
         for task in creations:
             task.cancel()
-        await asyncio.gather(*creations, *self._replacing, return_exceptions=True)
-        await asyncio.gather(*(self._destroy(instance) for instance in tuple(self._owned.values())))
+        await asyncio.gather(*creations, return_exceptions=True)
+        # Who waits for the end of one may be cancelled, and that with it: then it is ended again.
+        while self._owned:
+            await asyncio.gather(*map(self._destruction, tuple(self._owned)), return_exceptions=True)
         for timer in (self._retry, self._looking):
             if timer is not None:
                 timer.cancel()
@@ -263,20 +268,22 @@ class SupplyHub(ResourceHub[OptionsT], Generic[OptionsT]):
         loop = asyncio.get_running_loop()
         self._looking = None if idle_s is None else loop.call_later(idle_s / _LOOKS, self._look)
 
+    def _destruction(self, instance_id: str) -> asyncio.Task[None]:
+        """Destroy what is ours, once. If that is cancelled it stays ours, for `close`."""
+        task = self._destructions.get(instance_id)
+        if task is None:
+            task = self._destructions[instance_id] = asyncio.create_task(self._destroy(self._owned[instance_id]))
+            task.add_done_callback(lambda _: self._destructions.pop(instance_id))
+        return task
+
     async def _destroy(self, instance: ResourceInstance) -> None:
-        """Destroy what is ours, once. If this is cancelled it stays ours, for `close`."""
-        owned = self._owned.get(instance.id)
-        if owned is None or owned.id in self._ending:
-            return
-        self._ending.add(owned.id)
         try:
-            await self.destroy(owned)
+            await self.destroy(instance)
         except Exception:
-            logger.exception("%s: destroying %s failed", self.name, owned.endpoint)
-        finally:
-            self._ending.discard(owned.id)
-        del self._owned[owned.id]
-        self._created_at.pop(owned.id, None)
+            logger.exception("%s: destroying %s failed", self.name, instance.endpoint)
+        del self._owned[instance.id]
+        self._created_at.pop(instance.id, None)
         if self.running:
-            self._fill()
+            # First it goes, then another comes: that may have its id.
+            self.withdraw(instance.id, "retired")
             self.supply_changed()

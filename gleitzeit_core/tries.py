@@ -10,7 +10,7 @@ from gleitzeit_core.errors import DeadlineExceeded, FailureKind, InstanceFailure
 from gleitzeit_core.requests import Outcome, Result, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 
     from gleitzeit_core.metrics import ResourceMetrics
     from gleitzeit_core.pool import Slot
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _END = object()
+_OK = Result.OK
 
 
 class Try:
@@ -42,13 +43,15 @@ class Try:
         self._usage: Usage | None = None
         self._bytes_out = 0
 
-    async def whole(self) -> Any:  # noqa: ANN401 - what a method answers is its own
-        """Carry it out. Work that cannot be cancelled goes on, and keeps its slot, when its caller leaves."""
-        if self.slot.instance.cancellable:
-            return await self._execute()
-        return await asyncio.shield(self._shell.spawn(self._execute()))
+    def whole(self) -> Awaitable[Any]:
+        """Carry it out; to be awaited at once. Work that cannot be cancelled goes on when its caller leaves.
 
-    async def _execute(self) -> Any:  # noqa: ANN401 - as above
+        It keeps its slot then.
+        """
+        work = self._execute()
+        return work if self.slot.instance.cancellable else asyncio.shield(self._shell.spawn(work))
+
+    async def _execute(self) -> Any:  # noqa: ANN401 - what a method answers is its own
         with self:
             api, channel = self._reach()
             answer = await self._provider.execute_on(self.slot.instance, api, channel, self._run.request)
@@ -120,25 +123,21 @@ class Try:
 
     def _release(self, failure: BaseException | None) -> None:
         run, slot, admission = self._run, self.slot, self._shell.admission
+        request, name, needs = run.request, slot.instance.id, run.request.requirements
         total_s = self._shell.clock.monotonic() - slot.taken_at
-        result, kind = (Result.OK, None) if failure is None else self._judged(failure)
-        if failure is None and run.first_output_s is None:
-            run.first_output_s = total_s
-        run.outcome = outcome = Outcome(
-            result=result,
-            kind=kind,
-            wait_s=run.wait_s,
-            first_output_s=run.first_output_s,
-            total_s=total_s,
-            retry_after_s=failure.retry_after_s if isinstance(failure, InstanceFailure) else None,
-            usage=self._usage,
-            bytes_in=len(run.request.body) if slot.used and run.request.body is not None else 0,
-            bytes_out=self._bytes_out,
-        )
-        name = slot.instance.id if slot.instance.id in admission.pool.records else self._metrics.GONE
-        needs = run.request.requirements
+        if failure is None:
+            result, kind, retry_after_s = _OK, None, None
+            if run.first_output_s is None:
+                run.first_output_s = total_s
+        else:
+            result, kind = self._judged(failure)
+            retry_after_s = failure.retry_after_s if isinstance(failure, InstanceFailure) else None
+        times = run.wait_s, run.first_output_s, total_s, retry_after_s
+        bytes_in = len(request.body) if slot.used and request.body is not None else 0
+        run.outcome = outcome = Outcome(result, kind, *times, self._usage, bytes_in, self._bytes_out)
+        name = name if name in admission.pool.records else self._metrics.GONE
         model = needs.model if needs.capabilities else ""
-        self._metrics.record(run.request.method, name, outcome, route=run.route.name, model=model)
+        self._metrics.record(request.method, name, outcome, route=run.route.name, model=model)
         admission.release(run, slot, outcome)
 
     def _judged(self, failure: BaseException) -> tuple[Result, FailureKind | None]:

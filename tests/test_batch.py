@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -264,6 +265,7 @@ def test_a_digest_depends_on_the_parameters_only() -> None:
 
 async def test_its_repr_counts(tmp_path: Path) -> None:
     """For logs; so does a journal's."""
+    assert repr(batch([])) == "<Batch 0/0 done, 0 failed>"
     running = batch(numbers(1, 13, 3), journal=tmp_path / "journal")
     assert repr(running) == "<Batch 0/3 done, 0 failed>"
     await running
@@ -334,6 +336,20 @@ async def test_another_file_is_no_journal(tmp_path: Path, line: str) -> None:
         await batch(numbers(1), journal=path)
     assert path.read_text() == f"{line}\n"
     assert asyncio.all_tasks() == before
+
+
+async def test_a_disk_that_is_full_ends_it_and_spoils_nothing(tmp_path: Path) -> None:
+    """The line that did not fit is done again when there is room; those before it are not."""
+    path, before = tmp_path / "journal", resource.getrlimit(resource.RLIMIT_FSIZE)
+    await batch(numbers(1), journal=path)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, before[1]))
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            await batch(numbers(1, 2), journal=path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [o.resumed for o in await batch(numbers(1, 2, 3), journal=path)] == [True, False, False]
+    assert [o.resumed for o in await batch(numbers(1, 2, 3), journal=path)] == [True, True, True]
 
 
 async def test_another_method_has_other_lines(tmp_path: Path) -> None:

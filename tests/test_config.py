@@ -4,6 +4,7 @@ import json
 import logging
 from contextlib import suppress
 from dataclasses import FrozenInstanceError
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -176,7 +177,7 @@ def test_the_first_route_that_matches(check: Check) -> None:
     """Patterns go over the whole method, and the last resort matches all."""
     routes = check(FULL).routes
     matching = {
-        method: [route.matches(method) for route in routes].index(True)
+        method: [any(fnmatchcase(method, one) for one in route.methods) for route in routes].index(True)
         for method in ("light/on", "light/dim", "light/", "other/x", "light")
     }
     assert matching == {"light/on": 0, "light/dim": 1, "light/": 1, "other/x": 2, "light": 2}
@@ -257,6 +258,7 @@ stor: {type: drawer}
     ("text", "problem"),
     [
         ("hubs: 5", "hubs: must be a mapping"),
+        ("plugins: {files: [3]}", "plugins.files[0]: must be a path, not a number"),
         ("hubs: {a: }", "hubs.a.type: the hub type is missing; installed: lamp"),
         ("hubs: {a: [1]}", "hubs.a: must be a mapping with the key 'type'"),
         ("hubs: {a: {type: 5}}", "hubs.a.type: must be a name"),

@@ -7,9 +7,11 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +20,17 @@ import pytest
 from gleitzeit_core.cli.app import OWN
 from gleitzeit_core.config import RouteOptions
 from gleitzeit_core.config_reading import PluginsSection
+from gleitzeit_core.errors import InvalidRequest
 from gleitzeit_core.hookspecs import HookSpecs
 from gleitzeit_core.hub import HubOptions, ResourceHub
 from gleitzeit_core.manager import ResourceManager
 from gleitzeit_core.plugins import PluginHost
 from gleitzeit_core.strategies.base import Strategy
-from gleitzeit_ollama.testing import OllamaServer
+from gleitzeit_ollama.testing import HangBeforeHeaders, OllamaServer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pydantic import BaseModel
 
 ROOT = Path(__file__).parent.parent
@@ -132,6 +137,144 @@ def test_library_example_of_the_readme_runs(tmp_path: Path) -> None:
     assert not done.stderr
 
 
+@pytest.fixture
+def example(tmp_path: Path) -> Callable[..., ResourceManager]:
+    """Writes a configuration with one of the examples as its plugin; a manager for it."""
+
+    def make(name: str, **sections: object) -> ResourceManager:
+        shutil.copy(ROOT / "docs/examples" / f"{name}.py", tmp_path)
+        found = {"plugins": {"files": [f"./{name}.py"]}, "hubs": {}, **sections}
+        (tmp_path / "gleitzeit.yaml").write_text(json.dumps(found))
+        return ResourceManager.from_config(tmp_path / "gleitzeit.yaml")
+
+    return make
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs/examples").glob("*.py")), ids=lambda path: path.name)
+def test_every_example_is_linked(path: Path) -> None:
+    """The page for authors leads to each, and each shows how to write it into a configuration."""
+    assert f"(examples/{path.name})" in AUTHORS
+    assert f"plugins: {{files: [./{path.name}]}}" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("SupplyHub", "add_instance(settings)", "reconfigure(options)", "cost(request)", "usage(request, part)"),
+        *("Filter", "Wait(again_s=", "on_reload", "filters=True"),
+    ],
+)
+def test_what_authors_may_use_is_documented(name: str) -> None:
+    """It stands in the page for authors, and an example uses it."""
+    assert name in AUTHORS
+    examples = [path.read_text() for path in (ROOT / "docs/examples").glob("*.py")]
+    assert any(name.partition("(")[0] in text for text in examples)
+
+
+async def test_example_hub_takes_instances_by_hand_and_other_options(
+    example: Callable[..., ResourceManager], tmp_path: Path
+) -> None:
+    """An instance is added with its weight, wrong settings are refused; another file is read without a restart."""
+    (tmp_path / "servers.txt").write_text("")
+    (tmp_path / "others.txt").write_text("http://127.0.0.1:10\n")
+    lab = {"type": "inventory", "file": str(tmp_path / "servers.txt"), "model": "tiny"}
+    async with example("inventory_hub", hubs={"lab": lab}) as manager:
+        added = await manager.add_instance({"url": "http://127.0.0.1:9/", "weight": 3}, hub="lab")
+        assert (added.endpoint, added.weight) == ("http://127.0.0.1:9", 3)
+        with pytest.raises(InvalidRequest, match="weight: must be above 0"):
+            await manager.add_instance({"url": "http://127.0.0.1:9", "weight": 0}, hub="lab")
+        example("inventory_hub", hubs={"lab": {**lab, "file": str(tmp_path / "others.txt")}})
+        assert [(change.path, change.applied) for change in await manager.reload()] == [("hubs.lab.file", True)]
+        endpoints = {report.instance.endpoint for report in manager.instances()}
+        assert endpoints == {"http://127.0.0.1:9", "http://127.0.0.1:10"}
+        example("inventory_hub", hubs={"lab": {**lab, "file": str(tmp_path / "others.txt"), "model": "big"}})
+        assert [change.note for change in await manager.reload()] == ["needs a restart"]
+
+
+async def test_example_supply_creates_and_destroys(example: Callable[..., ResourceManager]) -> None:
+    """A process is started for the first request, serves it, is replaced when it dies, and goes with the hub."""
+    command = [sys.executable, "-m", "gleitzeit_ollama.testing", "--models", "tiny", "--port", "{port}"]
+    own = {"type": "process", "command": command, "model": "tiny", "max_instances": 1}
+    question = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}
+    async with asyncio.timeout(60), example("process_hub", hubs={"own": own}) as manager:
+        assert not manager.instances()
+        assert "hello" in (await manager.execute("llm/chat", question))["message"]["content"]
+        first = manager.instances()[0].instance
+        first.handle.kill()
+        await first.handle.wait()
+        await manager.dispatcher.shell.hubs["own"].check(first)
+        assert "hello" in (await manager.execute("llm/chat", question))["message"]["content"]
+        second = manager.instances()[0].instance
+        assert second.id != first.id
+    assert second.handle.returncode is not None
+
+
+async def test_example_supply_tells_why_it_cannot(example: Callable[..., ResourceManager]) -> None:
+    """A command that ends by itself is the hub's problem."""
+    own = {"type": "process", "command": [sys.executable, "-c", ""], "model": "tiny", "min_instances": 1}
+    async with example("process_hub", hubs={"own": own}) as manager:
+        assert "it ended by itself" in manager.status()["hubs"][0]["problem"]
+
+
+async def test_example_strategies_watch_the_price(example: Callable[..., ResourceManager]) -> None:
+    """What is too dear is left out; the cheapest is waited for, but not for ever; other options count at once."""
+    question = {"model": "smollm2", "messages": [{"role": "user", "content": "hello"}]}
+    async with AsyncExitStack() as stack:
+        servers = [await stack.enter_async_context(OllamaServer(models=["smollm2"])) for _ in range(3)]
+        instances = [
+            {"url": server.url, "tags": [f"price={price}"], "max_concurrent": 1}
+            for price, server in enumerate(servers, 1)
+        ]
+        hubs = {"lan": {"type": "ollama", "discover": False, "instances": instances}}
+
+        def configured(patience_s: float) -> ResourceManager:
+            chain = [{"name": "affordable", "most": 2}, {"name": "cheapest", "patience_s": patience_s}]
+            return example("prices", hubs=hubs, routes=[{"methods": ["*"], "strategy": chain}])
+
+        manager = await stack.enter_async_context(configured(3600))
+        held = [HangBeforeHeaders(), HangBeforeHeaders()]
+        for server, hold in zip(servers, held, strict=False):
+            server.script.next(hold)
+        asked = [asyncio.create_task(manager.execute("llm/chat", question)) for _ in range(2)]
+        await held[0].reached.wait()
+        assert manager.status()["requests"]["waiting"] == 1  # for the cheapest, although the second is free
+        configured(0.01)
+        assert [change.applied for change in await manager.reload()] == [True]
+        await held[1].reached.wait()
+        asked.append(asyncio.create_task(manager.execute("llm/chat", question)))
+        for hold in held:
+            hold.released.set()
+        await asyncio.gather(*asked)
+        served = {one["endpoint"]: one["served"] for one in manager.status()["instances"]}
+        assert (served[servers[2].url], sum(served.values())) == (0, 3)
+
+
+async def test_example_section_is_reloaded(example: Callable[..., ResourceManager]) -> None:
+    """Other words count at once, with a note; how often they are said needs a restart."""
+    async with example("greeter") as manager:
+        module: Any = next(record.module for record in manager.host.records if record.name == "greeter")
+        greeter = module.Greeter(manager)
+        example("greeter", greeter={"words": "good evening", "every_s": 2})
+        assert [(change.path, change.applied, change.note) for change in await manager.reload()] == [
+            ("greeter.words", True, "from the next greeting on"),
+            ("greeter.every_s", False, "needs a restart"),
+        ]
+        assert (greeter.options.words, greeter.options.every_s) == ("good evening", 1.0)
+
+
+def test_example_command_runs(example: Callable[..., ResourceManager], tmp_path: Path) -> None:
+    """`gleitzeit greet` says its words, and others after SIGHUP."""
+    example("greeter", greeter={"words": "good morning", "every_s": 0.01})
+    command = [sys.executable, "-P", "-m", "gleitzeit_core.cli", "greet"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "good morning\n"
+        example("greeter", greeter={"words": "good night", "every_s": 0.01})
+        process.send_signal(signal.SIGHUP)
+        assert "good night\n" in iter(process.stdout.readline, "")
+        process.kill()
+
+
 async def test_example_hub_finds_servers_as_they_are_listed(tmp_path: Path) -> None:
     """The hub of the page for authors publishes what its file lists, and knows which of them answer."""
     server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
@@ -155,6 +298,7 @@ async def test_example_provider_counts(tmp_path: Path) -> None:
     (tmp_path / "gleitzeit.yaml").write_text("plugins: {files: [./counter_provider.py]}\nhubs: {}\n")
     async with ResourceManager.from_config(tmp_path / "gleitzeit.yaml") as manager:
         assert await manager.execute("words/count", {"text": "a b c"}) == 3
+        assert manager.metrics_report()["sum"]["input_tokens"] == 3
         processes = [report.instance.handle for report in manager.instances()]
     assert [process.returncode is not None for process in processes] == [True]
 

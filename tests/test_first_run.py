@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anthropic
 import ollama
 import openai
 import pytest
@@ -119,6 +120,21 @@ def test_the_official_clients_work_unchanged(gateway: tuple[Any, str, str]) -> N
         chunks = list(other.chat.completions.create(model="smollm2", messages=HI, max_tokens=8, stream=True))  # type: ignore[arg-type]
         assert chunks[-1].choices[0].finish_reason in ("length", "stop")
         assert other.models.list().data[0].id == "smollm2"
+
+
+def test_anthropics_client_works_unchanged(gateway: tuple[Any, str, str]) -> None:
+    """Streaming and not; and what it counts beforehand is what the model then reads."""
+    conversation = {"model": "smollm2", "system": "Be brief.", "messages": HI}
+    with anthropic.Anthropic(base_url=gateway[1], api_key="none") as client:
+        counted = client.messages.count_tokens(**conversation).input_tokens
+        message = client.messages.create(**conversation, max_tokens=8)
+        assert message.content[0].type == "text"
+        assert message.content[0].text
+        assert message.usage.input_tokens == counted > 0
+        assert 0 < message.usage.output_tokens <= 8
+        with client.messages.stream(**conversation, max_tokens=8) as stream:
+            assert "".join(stream.text_stream)
+            assert stream.get_final_message().stop_reason in ("max_tokens", "end_turn")
 
 
 async def test_eight_requests_at_once_use_both_instances(gateway: tuple[Any, str, str]) -> None:

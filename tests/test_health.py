@@ -318,6 +318,29 @@ async def test_closing_ends_all_checks(ward: Ward) -> None:
     assert repr(ward.monitor) == "<HealthMonitor watches 0, 0 failing>"
 
 
+async def test_closing_leaves_no_check_that_was_forgotten() -> None:
+    """It may have had something to put away, and has ended when all is closed."""
+    examining = asyncio.Event()
+
+    class Slow(Ward):
+        async def examine(self, instance: ResourceInstance) -> ResourceInstance:
+            examining.set()
+            try:
+                return await super().examine(instance)
+            finally:
+                await asyncio.Event().wait()
+
+    before, ward = asyncio.all_tasks(), Slow()
+    instance = ward.watch()
+    ward.monitor.suspect(instance.id)
+    await examining.wait()
+    ward.monitor.forget(instance.id)
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() > before
+    await ward.monitor.aclose()
+    assert asyncio.all_tasks() == before
+
+
 # -- thresholds -------------------------------------------------------------------------------------------------------------
 
 
@@ -428,6 +451,17 @@ async def test_three_slow_checks_are_degraded(ward: Ward) -> None:
     await say(ward, instance, None, None, took_s=0.1)
     assert ward.degraded[-1:] == [""]
     assert ward.degraded.count("") == 1
+
+
+async def test_what_was_slow_before_it_was_started_anew_does_not_count(ward: Ward) -> None:
+    """It takes three slow checks again."""
+    ward.extra = {"check_slow_s": 2.0}
+    await say(ward, ward.watch(), None, None, took_s=3.0)
+    anew = ward.watch(generation=1)
+    await say(ward, anew, None, None, took_s=3.0)
+    assert not ward.degraded
+    await say(ward, anew, None, took_s=3.0)
+    assert ward.degraded
 
 
 async def test_nothing_is_slow_unless_an_option_says_so(ward: Ward) -> None:

@@ -630,6 +630,21 @@ async def test_no_second_try(instances: Any, route: dict[str, Any], method: str)
         assert (len(on.provider.calls.all), on.hedges) == (1, (0, 0))
 
 
+async def test_no_second_try_where_it_could_not_be_stopped() -> None:
+    """Its work would go on when the first has won."""
+    async with stage({"a": {}, "b": {"cancellable": False}, "c": {}}) as on:
+        pool = on.dispatcher.shell.admission.pool
+        slots = [pool.take(record) for record in pool if record.instance.endpoint in "bc" for _ in range(2)]
+        slots += [pool.take(record) for record in pool if record.instance.endpoint == "c"]
+        task = on.ask()
+        first, second = await on.both()
+        assert (first.where, second.where) == ("a", "c"), "although there is less to do at b"
+        second.finish("done")
+        assert await task == ("done", 2)
+        for slot in slots:
+            pool.free(slot)
+
+
 async def test_no_second_try_in_a_pool_that_is_nearly_full() -> None:
     """Although there is one slot: what comes next may need it more."""
     async with stage({"a": {"max_concurrent": 3}, "b": {"max_concurrent": 3}}) as on:

@@ -212,6 +212,21 @@ async def test_a_start_that_is_cancelled_during_the_first_checks_is_undone() -> 
         assert (hub.closed, on.hubs, states(on)) == (1, {}, {})
 
 
+@pytest.mark.parametrize("found", [[], [make_instance("a")]])
+async def test_a_hub_that_is_stopped_while_it_starts_is_closed(found: list[ResourceInstance]) -> None:
+    """What it has acquired since is released as well, and nothing goes on searching."""
+    async with shell() as on:
+        hub = Slow()
+        adding = asyncio.create_task(on.add_hub(hub))
+        step = await hub.steps.next()
+        await on.aclose()
+        step.finish(found)
+        with pytest.raises(ClosedError):
+            await adding
+        assert hub.log == ["open", "discover", "close", "close"]
+        assert (hub.running, hub.instances, on.hubs) == (False, (), {})
+
+
 async def test_a_hub_goes_on_searching() -> None:
     """What is new is published, what is known stays, an error is logged and the next search tries again."""
     async with shell() as on:
@@ -244,6 +259,28 @@ async def test_a_hub_publishes_its_own_only() -> None:
         await on.add_hub(hub)
         with pytest.raises(ValueError, match="names hub 'other'"):
             hub.publish(hub.make("b").changed(hub="other"))
+        assert states(on) == {"a": "ready"}
+
+
+@pytest.mark.parametrize("found", [None, make_instance("another")])
+async def test_a_check_that_returns_no_instance_is_an_error_of_its_hub(
+    found: ResourceInstance | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The instance is down and the log says why; the next check is another chance."""
+
+    class Forgetful(ScriptedHub):
+        forgets = True
+
+        async def check(self, instance: ResourceInstance) -> ResourceInstance:
+            return found if self.forgets else instance  # type: ignore[return-value]
+
+    async with shell() as on:
+        hub = Forgetful({"a": {"probe": True}})
+        await on.add_hub(hub)
+        assert states(on) == {"a": "down"}
+        assert "Forgetful.check must return the instance as it is now, not " in caplog.text
+        hub.forgets = False
+        assert await on.health.check(hub.instances[0].id)
         assert states(on) == {"a": "ready"}
 
 

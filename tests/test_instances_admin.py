@@ -491,3 +491,20 @@ async def test_three_slow_checks_make_an_instance_count_half() -> None:
         await hub.reconfigure(HubOptions())
         await on.health.check(named(on, "a"))
         assert states(on) == {"a": "ready"}
+
+
+async def test_what_was_slow_before_it_was_drained_counts_in_full_again() -> None:
+    """Until it has been found slow anew."""
+    hub = Handy({"a": {"probe": True}})
+    async with shell(hub) as on:
+        name = named(on, "a")
+        await hub.reconfigure(HubOptions(check_slow_s=1e-12))
+        for _ in range(3):
+            await on.health.check(name)
+        assert states(on) == {"a": "degraded"}
+        on.drain_instance(name)
+        await on.resume_instance(name)
+        assert states(on) == {"a": "ready"}
+        for _ in range(2):
+            await on.health.check(name)
+        assert states(on) == {"a": "degraded"}

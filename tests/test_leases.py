@@ -81,6 +81,13 @@ class Stage:
         """A piece of work under a lease."""
         return asyncio.create_task(lease.execute(self.provider, method, **options))
 
+    async def pass_time(self, seconds: float) -> None:
+        """Second by second; what is asked of a store in each is answered."""
+        for _ in range(round(seconds)):
+            await turns(20)
+            self.clock.advance(1.0)
+        await turns(20)
+
     @property
     def in_flight(self) -> int:
         """Slots taken."""
@@ -366,8 +373,8 @@ async def test_renewal() -> None:
         assert not lease.active
 
 
-@pytest.mark.parametrize("ttl_s", [0.0, -1.0, float("nan"), float("inf")])
-async def test_a_renewal_that_makes_no_sense(ttl_s: float) -> None:
+@pytest.mark.parametrize("ttl_s", [0.0, -1.0, float("nan"), float("inf"), "1"])
+async def test_a_renewal_that_makes_no_sense(ttl_s: Any) -> None:
     """Is refused and changes nothing."""
     async with stage() as on:
         lease = await on.lease(ttl_s=10.0)
@@ -721,10 +728,126 @@ async def test_what_others_have_leased_is_passed_over() -> None:
             assert await store.acquire(f"{found}:{number}", "somebody else", 600.0) is not None
         lease = await on.lease(store=store)
         assert lease.instance.endpoint == "b"
+        waiting = on.wait(store=store, timeout_s=5.0)
+        await on.pass_time(5.0)
         with pytest.raises(Unavailable, match="is leased by others"):
-            await on.lease(store=store)
+            await waiting
         await lease.release()
         assert on.in_flight == 0
+
+
+async def leased_by_others(on: Stage, store: Leases, endpoint: str, ttl_s: float = 600.0) -> StoredLease:
+    """The first place of an instance."""
+    name = next(i.id for i in on.hub.instances if i.endpoint == endpoint)
+    found = await store.acquire(f"{name}:0", "somebody else", ttl_s)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("how", ["given back", "run out"])
+async def test_what_others_have_leased_is_waited_for(how: str) -> None:
+    """The store is asked again until its time is over; meanwhile no slot is held, and no place in the queue counts."""
+    clock = ManualClock()
+    route = Route(name="leases", methods=("lease",), strategy=DEFAULT_ROUTE.strategy, max_queue=0)
+    async with stage(routes=[route], clock=clock) as on:
+        store = a_store(clock)
+        others = await leased_by_others(on, store, "a", ttl_s=20.0)
+        waiting = on.wait(store=store, timeout_s=30.0)
+        await on.pass_time(10.0)
+        assert (waiting.done(), on.in_flight, on.waiting) == (False, 0, 1)
+        working = on.ask()
+        (await on.provider.calls.next()).finish("in between")
+        assert await working == "in between"
+        if how == "given back":
+            await store.release(others)
+            await on.pass_time(1.0)
+        else:
+            await on.pass_time(10.0)
+        lease = await waiting
+        assert lease.fence > others.fence
+        await lease.release()
+        await on.pass_time(5.0)
+
+
+async def test_what_others_have_leased_is_asked_for_again_while_another_is_waited_for() -> None:
+    """Whichever is free first; and nothing that came later overtakes it."""
+    clock = ManualClock()
+    async with stage({"a": {"max_concurrent": 1}, "b": {"max_concurrent": 1}}, clock=clock) as on:
+        store = a_store(clock)
+        others = await leased_by_others(on, store, "a")
+        busy = await on.lease(store=store, ttl_s=1e6)
+        assert busy.instance.endpoint == "b"
+        waiting, later = on.wait(store=store), on.wait(store=store)
+        await on.pass_time(3.0)
+        assert (waiting.done(), later.done(), on.waiting) == (False, False, 2)
+        await store.release(others)
+        await on.pass_time(1.0)
+        assert (waiting.done(), later.done()) == (True, False)
+        assert (await waiting).instance.endpoint == "a"
+        await busy.release()
+        assert (await later).instance.endpoint == "b"
+        await (await waiting).release()
+        await (await later).release()
+
+
+async def test_what_goes_down_while_others_have_leased_it_is_said_to_be_down() -> None:
+    """That it is leased is no longer what matters."""
+    clock = ManualClock()
+    async with stage(clock=clock) as on:
+        store = a_store(clock)
+        await leased_by_others(on, store, "a")
+        waiting = on.wait(store=store)
+        await on.pass_time(2.0)
+        on.hub.report_down(on.hub.instances[0].id, "its power is off")
+        await on.pass_time(1.0)
+        with pytest.raises(Unavailable, match="its power is off"):
+            await waiting
+
+
+async def test_who_leaves_while_others_have_leased_it_waits_no_more() -> None:
+    """The store is not asked for nobody."""
+    clock = ManualClock()
+    async with stage(clock=clock) as on:
+        store = Slow(a_store(clock))
+        await leased_by_others(on, store, "a")
+        waiting = on.wait(store=store)
+        await on.pass_time(2.0)
+        waiting.cancel()
+        await ended(waiting)
+        store.asked.clear()
+        await on.pass_time(3.0)
+        assert not store.asked.is_set()
+
+
+async def test_a_request_is_one_block_at_a_time() -> None:
+    """Or the end of one would give back the lease of the other. One after the other is fine."""
+    async with stage({"a": {}}) as on:
+        request = on.dispatcher.lease(ANY)
+        async with request as lease:
+            with pytest.raises(InvalidRequest, match="in use"):
+                async with request:
+                    pytest.fail("it must not begin")
+            assert lease.active
+        assert not lease.active
+        async with request as lease:
+            assert lease.active
+
+
+async def test_a_request_that_found_nothing_can_be_used_again() -> None:
+    """It is not in use."""
+    async with stage() as on:
+        request = on.dispatcher.lease(ANY, timeout_s=5.0)
+        async with request:
+            pass
+        first = await on.lease()
+        entering = asyncio.create_task(request.__aenter__())
+        await turns()
+        on.clock.advance(5.0)
+        with pytest.raises(DeadlineExceeded):
+            await entering
+        await first.release()
+        async with request as lease:
+            assert lease.active
 
 
 async def test_a_renewal_counts_in_the_store() -> None:

@@ -259,6 +259,8 @@ async def test_an_instance_that_nobody_can_take(manager: ResourceManager) -> Non
     """No such hub, no such type, several that could, wrong settings: each has its own sentence."""
     with pytest.raises(UnknownName, match=r"unknown hub 'den'.*lan"):
         await manager.add_instance({"url": BROKEN_URL}, hub="den")
+    with pytest.raises(InvalidRequest, match="hub 'lan' is of type 'ollama', not 'openai'"):
+        await manager.add_instance({"type": "openai", "url": BROKEN_URL}, hub="lan")
     with pytest.raises(UnknownName, match="unknown hub type 'ollana'"):
         await manager.add_instance({"type": "ollana", "url": BROKEN_URL})
     with pytest.raises(InvalidRequest, match="hubs of type 'llamacpp' take no instances by hand"):
@@ -303,7 +305,8 @@ async def test_a_share_is_reserved(manager: ResourceManager) -> None:
     manager.reserve("*", 0.5, model="smollm2").release()
     with pytest.raises(UnknownMethod, match="did you mean 'llm/chat'"):
         manager.reserve("llm/chta", 0.5, tenant="us")
-    for share, tenant in ((0.0, "us"), (1.5, "us"), (0.5, "")):
+    wrong: Any = ((0.0, "us"), (1.5, "us"), (0.5, ""), ("half", "us"))
+    for share, tenant in wrong:
         with pytest.raises(InvalidRequest, match="share"):
             manager.reserve("llm/chat", share, tenant=tenant)
 

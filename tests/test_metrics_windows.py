@@ -87,6 +87,19 @@ def test_by_a_label_that_there_is_not(metrics: ResourceMetrics, label: str) -> N
         metrics.by(label)
 
 
+def test_sums_leave_what_was_counted_as_it_was(metrics: ResourceMetrics) -> None:
+    """However often somebody asks, nothing is added to the series of one instance."""
+    for instance in ("a", "b", "b", "c"):
+        metrics.record("m", instance, done(), route="r", model="x")
+    metrics.record("n", "b", done(), route="s")
+    first = metrics.report(recent=False)
+    assert metrics.report(recent=False) == first
+    assert {name: found["count"] for name, found in first["instances"].items()} == {"a": 1, "b": 3, "c": 1}
+    assert [first[of][name]["count"] for of, name in (("models", "x"), ("routes", "s"), ("methods", "m"))] == [4, 1, 4]
+    assert first["sum"]["count"] == metrics.sum().total_s.count == 5
+    assert {name: series.total_s.count for name, series in metrics.by("instance").items()} == {"a": 1, "b": 3, "c": 1}
+
+
 # -- what is recent ------------------------------------------------------------------------------------------------
 
 

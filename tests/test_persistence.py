@@ -57,6 +57,28 @@ async def test_what_was_put_there_is_a_copy() -> None:
     assert await store.metrics.read() == {"a": {"state": "ready"}}
 
 
+async def test_what_has_ended_is_forgotten() -> None:
+    """A lease that is given back too late, and a topic nobody listens to, take no memory."""
+    clock = ManualClock()
+    store = MemoryStore(clock=clock)
+    assert store.leases is not None
+    assert store.notify is not None
+    lease = await store.leases.acquire("it", "me", 1)
+    assert lease is not None
+    messages = store.notify.listen("news")
+    heard = asyncio.create_task(anext(messages))
+    await asyncio.sleep(0)
+    await store.notify.publish("news", "one")
+    assert await heard == "one"
+    empty = {
+        name: len(value) for name, value in vars(MemoryStore(clock=clock).leases).items() if isinstance(value, dict)
+    }
+    clock.advance(2)
+    assert not await store.leases.release(lease)
+    await messages.aclose()
+    assert {name: len(getattr(store.leases, name)) for name in empty} == empty
+
+
 async def test_known_keys_are_bounded() -> None:
     """The oldest are forgotten in the end; a process that runs for a year does not grow for ever."""
     store = MemoryStore(clock=ManualClock())

@@ -363,3 +363,22 @@ async def test_without_a_probe_the_check_says_so() -> None:
         await hub.examine(hub.make("a"))
     well = hub.make("b")
     assert await hub.examine(well) is well
+
+
+@pytest.mark.parametrize("trouble", ["hangs", "breaks"])
+async def test_a_check_that_never_answers_does_not_matter_beside_a_probe(trouble: str) -> None:
+    """Nor one that fails in any other way: that is just what the probe is for."""
+
+    class Bad(Probed):
+        async def check(self, instance: ResourceInstance) -> ResourceInstance:
+            if trouble == "breaks":
+                raise LookupError(instance.id)
+            await asyncio.Event().wait()
+            return instance
+
+    async with serving() as server:
+        hub = Bad(type="tcp")
+        hub.options = HubOptions.model_validate({"health_probe": {"type": "tcp"}, "check_timeout_s": 1.0})
+        instance = hub.make(server.url.removeprefix("http://"))
+        async with asyncio.timeout(hub.options.check_timeout_s):
+            assert await hub.examine(instance) is instance

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
+from dataclasses import FrozenInstanceError
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from gleitzeit_core.dispatch import Dispatcher
 from gleitzeit_core.errors import ClosedError, InvalidRequest, NoCapableInstance, UnknownMethod
 from gleitzeit_core.provider import Provider
-from gleitzeit_core.requests import Method, Request
+from gleitzeit_core.requests import Method, Request, new_request
 from gleitzeit_core.testing.contract import ContractProvider
 from gleitzeit_core.testing.scripted import ScriptedHub, ScriptedProvider
 from gleitzeit_core.testing.todo import Todo
@@ -291,6 +293,19 @@ def test_parameters_are_checked_and_passed_on_as_they_were_given() -> None:
     with pytest.raises(InvalidRequest, match=r"contract/run: more: Extra inputs") as caught:
         provider.request("contract/run", {"more": 1})
     assert caught.value.param == "more"
+
+
+def test_a_new_request_is_like_any_other() -> None:
+    """It has all its fields, with their defaults and an id of its own, and cannot be changed."""
+    made, other = new_request(method="a/b", tenant="t"), new_request(method="a/b", tenant="t")
+    assert type(made) is Request
+    assert made == Request(method="a/b", tenant="t", id=made.id)
+    assert made.id != other.id
+    assert pickle.loads(pickle.dumps(made.changed(params={}))) == made.changed(params={})  # noqa: S301 - our own
+    with pytest.raises(FrozenInstanceError):
+        made.tenant = "u"  # type: ignore[misc]
+    with pytest.raises(TypeError, match="nope"):
+        new_request(method="a/b", nope=1)
 
 
 def test_a_request_can_be_completed_later() -> None:

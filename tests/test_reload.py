@@ -200,6 +200,22 @@ async def test_a_hub_takes_other_options(file: Path, write: Callable[[str], None
         assert len(manager.instances()) == 2
 
 
+async def test_a_hub_has_another_name(file: Path, write: Callable[[str], None]) -> None:
+    """Its instances are with the new one as soon as the old one has ended, not only when that looks again."""
+    write(LAN)
+    async with asyncio.timeout(20), ResourceManager.from_config(file) as manager:
+        write(LAN.replace("lan:", "den:"))
+        events = manager.events()
+        assert told(await manager.reload()) == [
+            ("hubs.lan", "removed", True, "once its work has ended"),
+            ("hubs.den", "added", True, ""),
+        ]
+        async for event in events:
+            if event.kind == "instance" and (event.data["hub"], event.data["state"]) == ("den", "ready"):
+                break
+        assert await manager.execute("llm/chat", QUESTION)
+
+
 async def test_what_needs_a_restart_is_said_again(file: Path, write: Callable[[str], None]) -> None:
     """Another type under the same name, options of providers, plugins: the manager goes on as it was and says so."""
     write(LAN)
@@ -473,6 +489,49 @@ async def test_one_reload_at_a_time(manager: ResourceManager) -> None:
     assert [(change.path, change.before, change.after) for change in second] == [
         ("routes[0].methods[0]", "llm/chat", "llm/*")
     ]
+
+
+READING = """
+import threading
+from pydantic import BaseModel, field_validator
+from gleitzeit_core.hookspecs import SectionType, hookimpl
+
+reading, go_on = threading.Event(), threading.Event()
+
+class Options(BaseModel):
+    word: str = ""
+
+    @field_validator("word")
+    @classmethod
+    def slow(cls, word):
+        if word == "first":
+            reading.set()
+            go_on.wait(30)
+        return word
+
+@hookimpl
+def gleitzeit_register_sections():
+    return [SectionType(name="slow", options=f"{__name__}:Options", summary="takes its time")]
+"""
+
+
+async def test_what_is_written_last_counts(file: Path, write: Callable[[str], None]) -> None:
+    """However long it takes to read what was there before."""
+    file.with_name("slow.py").write_text(READING)
+    head = LAN + "plugins: {files: [./slow.py]}\n"
+    write(head)
+    async with ResourceManager.from_config(file) as manager:
+        manager.on_reload("slow", lambda _: "")
+        plugin: Any = next(record.module for record in manager.host.records if record.name == "slow")
+        write(head + "slow: {word: first}\n")
+        first = asyncio.create_task(manager.reload())
+        await asyncio.to_thread(plugin.reading.wait)
+        write(head + "slow: {word: second}\n")
+        second = asyncio.create_task(manager.reload())
+        await asyncio.wait({second}, timeout=0.1)
+        plugin.go_on.set()
+        await asyncio.gather(first, second)
+        assert manager.config.sections["slow"].model_dump() == {"word": "second"}
 
 
 class Slow:

@@ -253,6 +253,16 @@ async def test_while_the_hub_is_removed_nothing_is_let_go_or_created() -> None:
         assert on.endpoints == ["bench-1", "bench-2"]
 
 
+async def test_other_bounds_create_nothing_while_the_hub_is_removed() -> None:
+    """Nor does a pause after a failure that is over: it would have to go again at once."""
+    async with running(max_instances=2) as on:
+        await on.created(1)
+        await on.hub.stop_searching()
+        assert await on.hub.reconfigure(WorkshopOptions(min_instances=2))
+        await turns()
+        assert on.endpoints == on.hub.created == ["bench-1"]
+
+
 async def test_it_is_looked_for_them_by_itself() -> None:
     """From the start, again and again, in a part of their time."""
     async with running(max_instances=2, idle_s=0.01) as on:
@@ -556,3 +566,94 @@ def test_options_that_make_no_sense_are_refused(wrong: dict[str, int]) -> None:
     """Before anything is created."""
     with pytest.raises(ValidationError):
         SupplyOptions(**wrong)
+
+
+# -- what comes in between --------------------------------------------------------------------------------------------
+
+
+async def test_a_start_goes_on_when_one_that_it_waits_for_is_drained() -> None:
+    """Whoever drains it does not want it; the others are wanted all the same."""
+    on = Running(min_instances=2, max_instances=2)
+    on.hub.quick = False
+    adding = asyncio.create_task(on.dispatcher.shell.add_hub(on.hub))
+    first, second = await on.hub.creations.take(2)
+    on.dispatcher.shell.drain_instance(on.hub.instances[0].id)
+    await turns()
+    assert (first.cancelled, adding.done()) == (True, False)
+    second.finish()
+    await adding
+    assert on.endpoints == ["bench-2", "bench-3"], "what was drained is replaced"
+    on.hub.quick = True
+    await on.dispatcher.aclose()
+    assert on.hub.destroyed == ["bench-2"]
+
+
+async def test_one_that_is_there_in_the_moment_in_which_it_is_retired_is_gone_all_the_same() -> None:
+    """It is destroyed, and nobody takes it for one that is there."""
+    async with running(max_instances=1) as on:
+        on.hub.quick = False
+        await on.created(1)
+        (await on.hub.creations.next()).finish()
+        on.dispatcher.shell.drain_instance(on.hub.instances[0].id)
+        on.hub.quick = True
+        await turns()
+        assert on.hub.destroyed == on.hub.created == ["bench-1"]
+        assert on.endpoints == []
+        assert not on.dispatcher.reports()
+
+
+async def test_the_next_may_have_the_name_of_the_last() -> None:
+    """It is coming for those who wait as soon as the other is gone."""
+
+    class OneName(Workshop):
+        def next(self, number: int) -> ResourceInstance:
+            return super().next(min(number, 1))
+
+    on = Running(min_instances=1, max_instances=1)
+    on.hub = OneName(on.hub.options)
+    await on.dispatcher.shell.add_hub(on.hub)
+    on.hub.quick = False
+    on.dispatcher.shell.drain_instance(on.hub.instances[0].id)
+    (await on.hub.destructions.next()).finish()
+    creation = await on.hub.creations.next()
+    await turns()
+    assert [report.state for report in on.dispatcher.reports()] == ["starting"]
+    creation.finish()
+    await turns()
+    assert [report.state for report in on.dispatcher.reports()] == ["ready"]
+    assert on.hub.created == ["bench-1", "bench-1"]
+    on.hub.quick = True
+    await on.dispatcher.aclose()
+
+
+async def test_a_hub_that_is_removed_waits_for_what_is_being_destroyed() -> None:
+    """At the end of its grace as well: nobody else would finish that."""
+    async with running(max_instances=1) as on:
+        await on.created(1)
+        on.hub.quick = False
+        removing = asyncio.create_task(on.dispatcher.shell.remove_hub(on.hub.name, grace_s=0))
+        destruction = await on.hub.destructions.next()
+        await asyncio.sleep(0.01)
+        assert not removing.done()
+        destruction.finish()
+        await removing
+        assert on.hub.destroyed == ["bench-1"]
+        assert len(on.hub.destructions.all) == 1
+
+
+async def test_a_destruction_that_is_cancelled_is_done_again_at_the_end() -> None:
+    """By whoever closes the hub, who has waited for the first."""
+    async with running(max_instances=1) as on:
+        (only,) = await on.created(1)
+        on.hub.quick = False
+        retiring = asyncio.create_task(on.hub.retire(only))
+        first = await on.hub.destructions.next()
+        stopping = asyncio.create_task(on.hub.stop())
+        await turns()
+        retiring.cancel()
+        second = await on.hub.destructions.next()
+        assert first.cancelled
+        assert not stopping.done()
+        second.finish()
+        await stopping
+        assert on.hub.destroyed == ["bench-1"]

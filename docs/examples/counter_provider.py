@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from gleitzeit_core.errors import InvalidRequest
 from gleitzeit_core.hookspecs import ProviderType, hookimpl
 from gleitzeit_core.hub_provider import HubProvider, PoolOptions
-from gleitzeit_core.requests import Method
+from gleitzeit_core.requests import Method, Request, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,6 +59,13 @@ class WordCounter(HubProvider[PoolOptions]):
         process.stdin.write(json.dumps(params["text"]).encode() + b"\n")  # type: ignore[union-attr]
         answer: int = json.loads(await process.stdout.readline())  # type: ignore[union-attr]
         return answer
+
+    def cost(self, request: Request) -> float:
+        return max(1.0, len(request.params["text"]) / 1000)
+
+    def usage(self, request: Request, part: int) -> Usage:
+        del request
+        return Usage(input_tokens=part)
 
     async def check_resource(self, instance: ResourceInstance) -> bool:
         return instance.handle is not None and instance.handle.returncode is None

@@ -11,18 +11,20 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path  # noqa: TC003 - pydantic reads it
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from gleitzeit_core.errors import FailureKind, InstanceFailure
 from gleitzeit_core.hookspecs import HubType, hookimpl
 from gleitzeit_core.hub import HubOptions, ResourceHub
+from gleitzeit_core.needs import checked
+from gleitzeit_core.pool import State
 from gleitzeit_core.resources import HttpChannel, ResourceInstance, instance_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 
 class InventoryOptions(HubOptions):
@@ -30,6 +32,15 @@ class InventoryOptions(HubOptions):
 
     file: Path = Field(description="One URL per line; lines that begin with # do not count.")
     model: str = Field(description="The model that all of them have.")
+
+
+class Server(BaseModel):
+    """What `gleitzeit instances add` may say of one; a URL alone will do."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: str
+    weight: float = Field(1.0, gt=0)
 
 
 class InventoryHub(ResourceHub[InventoryOptions]):
@@ -51,6 +62,19 @@ class InventoryHub(ResourceHub[InventoryOptions]):
         writer.close()
         await writer.wait_closed()
         return instance
+
+    async def add_instance(self, settings: Mapping[str, Any]) -> ResourceInstance:
+        asked = checked(Server, settings)
+        instance = self._instance(asked.url.rstrip("/")).changed(weight=asked.weight)
+        self.publish(instance, State.DOWN)
+        return instance
+
+    async def reconfigure(self, options: InventoryOptions) -> bool:
+        if not self.differing(options) <= {"file", *HubOptions.model_fields}:
+            return False
+        self.options = options
+        await self.search()
+        return True
 
     def _instance(self, url: str) -> ResourceInstance:
         return ResourceInstance(

@@ -6,7 +6,7 @@ import http.client
 import json
 import time
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import SplitResult, urlsplit
 
@@ -149,11 +149,12 @@ class GatewayClient:
             GatewayDown: Nothing listens.
             GatewayError: It failed, took too long, or broke off.
         """
-        for line in self._lines("/rpc", {**_rpc(method, params, timeout_s), "stream": True}, timeout_s):
+        lines = self._lines("/rpc", {**_rpc(method, params, timeout_s), "stream": True}, timeout_s)
+        for line in lines:
             if "part" in line:
                 yield line["part"]
             elif line.get("done") is True:
-                return
+                return _read_out(lines)
             else:
                 raise _reported(line) or self._strange("neither a part nor an error")
         raise self._broken_off()
@@ -165,12 +166,13 @@ class GatewayClient:
             GatewayDown: Nothing listens.
             GatewayError: It failed, took too long, or broke off.
         """
-        for part in self._lines("/api/chat", {**body, "stream": True}, timeout_s):
+        parts = self._lines("/api/chat", {**body, "stream": True}, timeout_s)
+        for part in parts:
             if "error" in part:
                 raise _reported(part) or self._strange("an error without words")
             yield part
             if part.get("done") is True:
-                return
+                return _read_out(parts)
         raise self._broken_off()
 
     # -- one exchange ------------------------------------------------------------------------------------------
@@ -314,6 +316,13 @@ def _split(url: str) -> tuple[SplitResult, int | None]:
     except ValueError:
         pass  # brackets or a port that make no sense
     raise ValueError("not an address of a gateway, which looks like http://127.0.0.1:8484")
+
+
+def _read_out(lines: Iterator[object]) -> None:
+    """To the end of an answer that is complete: to the gateway, who leaves before has stopped waiting for it."""
+    with suppress(GatewayError):
+        for _ in lines:
+            pass
 
 
 def _rpc(method: str, params: Mapping[str, Any], timeout_s: float | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from gleitzeit_core.cli.views import configuration_schema, show_configuration
 from gleitzeit_core.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from gleitzeit_core.config import Configuration
+    from gleitzeit_core.config import Configuration, RouteSection
 
 _WRONG: Final = 2
 
@@ -72,12 +72,22 @@ def _verdict(found: Configuration) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of YAML.")
 @pass_invocation
 def show(invocation: Invocation, *, as_json: bool) -> None:
-    """Show the values in effect, defaults included, with *** for secrets."""
-    found = show_configuration(invocation.configuration())
+    """Show the values in effect, defaults included, with *** for secrets.
+
+    Comments at its end say which strategies of a route are filters, and which one picks.
+    """
+    configuration = invocation.configuration()
+    found = show_configuration(configuration)
     if as_json:
         write_json(found)
-    else:
-        write(yaml.safe_dump(found, sort_keys=False, allow_unicode=True), end="")
+        return
+    chains = [f"# {route.name}: {_chain(route)}\n" for route in configuration.routes if route.filters]
+    write(yaml.safe_dump(found, sort_keys=False, allow_unicode=True) + "".join(chains), end="")
+
+
+def _chain(route: RouteSection) -> str:
+    filters = " -> ".join(one.type.name for one in route.filters)
+    return f"filters {filters}, then {route.strategy.type.name}"
 
 
 @config.command(cls=Command, examples=("gleitzeit config schema > gleitzeit.schema.json",))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import update_wrapper, wraps
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from gleitzeit_core.cli.client import GatewayClient
+from gleitzeit_core.cli.context import Invocation, pass_invocation
 from gleitzeit_core.cli.output import note
 from gleitzeit_core.errors import ConfigurationError, Problem
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from gleitzeit_core.cli.backend import Backend
-    from gleitzeit_core.cli.context import Invocation
 
 _HOST: Final = "127.0.0.1"
 _PORT: Final = 8484
@@ -92,6 +92,26 @@ def connection_options(function: Callable[..., None]) -> Callable[..., None]:
         function(*args, connection=Connection(url, key), **kwargs)
 
     return wrapped
+
+
+def asks_gateway(as_json: str = "") -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """For commands that ask a running gateway: they get a `GatewayClient` first, and have the options it takes.
+
+    Args:
+        as_json: The help for ``--json``, which comes as `as_json`; without it there is no such option.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        def asking(invocation: Invocation, /, *, connection: Connection, **options: Any) -> None:  # noqa: ANN401 - its own
+            function(connection.client(invocation), **options)
+
+        update_wrapper(asking, function)
+        command = pass_invocation(asking)
+        if as_json:
+            command = click.option("--json", "as_json", is_flag=True, help=as_json)(command)
+        return connection_options(command)
+
+    return decorate
 
 
 def _configured_url(invocation: Invocation) -> str:

@@ -11,8 +11,7 @@ import click
 
 from gleitzeit_core.cli.client import GatewayDown, GatewayError, understood
 from gleitzeit_core.cli.commands import Command
-from gleitzeit_core.cli.connection import Connection, connection_options
-from gleitzeit_core.cli.context import Invocation, pass_invocation
+from gleitzeit_core.cli.connection import asks_gateway
 from gleitzeit_core.cli.output import note, write, write_json
 
 if TYPE_CHECKING:
@@ -32,20 +31,21 @@ _PASSING: Final = ("incomplete", "gateway")
         "gleitzeit events --requests --json | jq -c 'select(.kind == \"request\") | .data'",
     ),
 )
-@connection_options
 @click.option("--requests", is_flag=True, help="Tell of each finished request as well.")
 @click.option("--once", is_flag=True, help="End when the connection ends, instead of connecting again.")
-@click.option("--json", "as_json", is_flag=True, help="Print each as one line of JSON: kind, at (Unix time), data.")
-@pass_invocation
-def events(invocation: Invocation, connection: Connection, *, requests: bool, once: bool, as_json: bool) -> None:
+@asks_gateway("Print each as one line of JSON: kind, at (Unix time), data.")
+def events(client: GatewayClient, *, requests: bool, once: bool, as_json: bool) -> None:
     """Follow what happens: instances that come, go and change, reloads, and requests if asked. Ctrl-C ends it."""
-    client = connection.client(invocation)
     print_all(client, requests=requests, as_json=as_json)
+    connected = True
     while not once:
-        note(f"the connection to {client.url} ended; trying again")
+        if connected:
+            note(f"the connection to {client.url} ended; trying again")
         time.sleep(_AGAIN_S)
+        connected = False
         with suppress(GatewayDown):
             print_all(client, requests=requests, as_json=as_json, lenient=True)
+            connected = True
 
 
 def print_all(client: GatewayClient, *, requests: bool, as_json: bool, lenient: bool = False) -> None:

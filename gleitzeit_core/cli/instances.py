@@ -11,17 +11,18 @@ import click
 
 from gleitzeit_core.cli.client import GatewayClient, understood
 from gleitzeit_core.cli.commands import Command, LazyGroup
-from gleitzeit_core.cli.connection import Connection, connection_options
+from gleitzeit_core.cli.connection import Connection, asks_gateway, connection_options
 from gleitzeit_core.cli.context import Invocation, pass_invocation
-from gleitzeit_core.cli.output import Column, duration, note, write, write_json, write_table
+from gleitzeit_core.cli.output import Column, duration, is_interactive, note, printable, write, write_json, write_table
 from gleitzeit_core.errors import UnknownName
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 _EMPTYING: Final = "draining"
 _GRACE_S: Final = 30.0
 _LOOK_AGAIN_S: Final = 0.25
+_SHOWN_MAX: Final = 5
 COLUMNS: Final = (
     Column("id"),
     Column("hub"),
@@ -96,10 +97,7 @@ def _busy(instance: Mapping[str, Any]) -> str:
 # -- changing it -----------------------------------------------------------------------------------------------------
 
 
-def _changes(function: Callable[..., None]) -> Callable[..., None]:
-    """What all commands on an instance have."""
-    as_json = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
-    return connection_options(as_json(pass_invocation(function)))
+_asks = asks_gateway("Print the answer as JSON.")
 
 
 @instances.command(
@@ -110,7 +108,7 @@ def _changes(function: Callable[..., None]) -> Callable[..., None]:
     ),
 )
 @click.argument("endpoint", metavar="URL")
-@click.option("--type", "kind", default="ollama", show_default=True, help="What it is: a hub type that takes a URL.")
+@click.option("--type", "kind", help="What it is: a hub type that takes a URL.  [default: that of --hub, or ollama]")
 @click.option("--hub", default="", help="The hub it joins.  [default: the only one of that type, or a new one]")
 @click.option(
     "--weight", type=click.FloatRange(0, min_open=True), help="Its capacity, relative to others.  [default: 1]"
@@ -118,13 +116,12 @@ def _changes(function: Callable[..., None]) -> Callable[..., None]:
 @click.option("--max-concurrent", type=click.IntRange(1), help="Requests it may work on at once.")
 @click.option("--tag", "tags", multiple=True, help="A label; may be repeated.")
 @click.option("--model", "models", multiple=True, help="A model it serves, if it cannot be asked; may be repeated.")
-@_changes
+@_asks
 def add(  # noqa: PLR0913 - its options
-    invocation: Invocation,
-    connection: Connection,
+    client: GatewayClient,
     *,
     endpoint: str,
-    kind: str,
+    kind: str | None,
     hub: str,
     weight: float | None,
     max_concurrent: int | None,
@@ -137,9 +134,8 @@ def add(  # noqa: PLR0913 - its options
     It is checked at once, and stays until it is removed or the gateway ends: what should stay for good belongs in the
     configuration.
     """
-    given: dict[str, Any] = {"url": endpoint, "type": kind, "hub": hub, "tags": list(tags), "models": list(models)}
-    given |= {"weight": weight, "max_concurrent": max_concurrent}
-    client = connection.client(invocation)
+    given: dict[str, Any] = {"url": endpoint, "hub": hub, "type": kind or ("" if hub else "ollama")}
+    given |= {"weight": weight, "max_concurrent": max_concurrent, "tags": list(tags), "models": list(models)}
     body = {name: value for name, value in given.items() if value not in (None, "", [])}
     _tell(client, client.admin("POST", "/instances", body, timeout_s=60), as_json=as_json)
 
@@ -149,13 +145,12 @@ def add(  # noqa: PLR0913 - its options
 )
 @click.argument("instance")
 @click.option("--wait", is_flag=True, help="Return when it has no work left.")
-@_changes
-def drain(invocation: Invocation, connection: Connection, *, instance: str, wait: bool, as_json: bool) -> None:
+@_asks
+def drain(client: GatewayClient, *, instance: str, wait: bool, as_json: bool) -> None:
     """Let an instance finish what it has and give it nothing new.
 
     INSTANCE is an id, the beginning of one or of its host's name, or its URL. 'resume' brings it back.
     """
-    client = connection.client(invocation)
     name = find(client, instance)
     changed = client.admin("POST", f"{_path(name)}/drain")
     while wait and changed["state"] == _EMPTYING:
@@ -167,15 +162,14 @@ def drain(invocation: Invocation, connection: Connection, *, instance: str, wait
 
 @instances.command(cls=Command, examples=("gleitzeit instances resume gpu2",))
 @click.argument("instance")
-@_changes
-def resume(invocation: Invocation, connection: Connection, *, instance: str, as_json: bool) -> None:
+@_asks
+def resume(client: GatewayClient, *, instance: str, as_json: bool) -> None:
     """Give an instance work again that was drained."""
-    client = connection.client(invocation)
     _tell(client, client.admin("POST", f"{_path(find(client, instance))}/resume"), as_json=as_json)
 
 
 @instances.command(
-    cls=Command, examples=("gleitzeit instances remove gpu2", "gleitzeit instances remove gpu2 --grace 5")
+    cls=Command, examples=("gleitzeit instances remove gpu2", "gleitzeit instances remove gpu2 --grace 5 --yes")
 )
 @click.argument("instance")
 @click.option(
@@ -186,14 +180,17 @@ def resume(invocation: Invocation, connection: Connection, *, instance: str, as_
     show_default=True,
     help="Seconds its work may take.",
 )
-@_changes
-def remove(invocation: Invocation, connection: Connection, *, instance: str, grace_s: float, as_json: bool) -> None:
+@click.option("--yes", is_flag=True, help="Do not ask first, as is done on a terminal.")
+@_asks
+def remove(client: GatewayClient, *, instance: str, grace_s: float, yes: bool, as_json: bool) -> None:
     """Let an instance finish what it has, then forget it. One that is not ours goes on running.
 
     It stays away until it is added again or the gateway is started anew, even if a search would find it.
     """
-    client = connection.client(invocation)
     name = find(client, instance)
+    if not yes and is_interactive() and not click.confirm(f"Remove {printable(name)} from the pool?", err=True):
+        note("it stays")
+        raise click.exceptions.Exit(1)
     answer = client.admin("DELETE", f"{_path(name)}?grace_s={grace_s:g}", timeout_s=grace_s + 15)
     if as_json:
         write_json(answer)
@@ -203,10 +200,9 @@ def remove(invocation: Invocation, connection: Connection, *, instance: str, gra
 
 @instances.command(cls=Command, examples=("gleitzeit instances show gpu2", "gleitzeit instances show gpu2 --json"))
 @click.argument("instance")
-@_changes
-def show(invocation: Invocation, connection: Connection, *, instance: str, as_json: bool) -> None:
+@_asks
+def show(client: GatewayClient, *, instance: str, as_json: bool) -> None:
     """Show all that is known of one instance, its last health checks among it."""
-    client = connection.client(invocation)
     found = client.admin("GET", _path(find(client, instance)))
     if as_json:
         write_json(found)
@@ -254,7 +250,8 @@ def find(client: GatewayClient, given: str) -> str:
     """The id of the instance that a person means: by its id, the beginning of one or of its host, or its URL.
 
     Raises:
-        UnknownName: None is meant, or more than one.
+        UnknownName: None is meant.
+        UsageError: More than one could be.
     """
     with understood(client.url):
         known = {one["id"]: (one["endpoint"], one["kind"]) for one in _listed(client)}
@@ -266,7 +263,10 @@ def find(client: GatewayClient, given: str) -> str:
     ]
     if given and len(meant) == 1:
         return str(meant[0])
-    raise UnknownName("instance", given, known, f"it could be {' or '.join(sorted(meant))}" if meant else "")
+    if given and meant:
+        some = ", ".join(sorted(meant)[:_SHOWN_MAX]) + (", ..." if len(meant) > _SHOWN_MAX else "")
+        raise click.UsageError(f"{given!r} could be any of {len(meant)} instances, say which: {some}")
+    raise UnknownName("instance", given, known, are="there is")
 
 
 def _listed(client: GatewayClient) -> list[dict[str, Any]]:

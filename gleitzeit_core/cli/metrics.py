@@ -8,12 +8,13 @@ import click
 
 from gleitzeit_core.cli.client import understood
 from gleitzeit_core.cli.commands import Command
-from gleitzeit_core.cli.connection import Connection, connection_options
-from gleitzeit_core.cli.context import Invocation, pass_invocation
+from gleitzeit_core.cli.connection import asks_gateway
 from gleitzeit_core.cli.output import Column, duration, note, size, write_json, write_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from gleitzeit_core.cli.client import GatewayClient
 
 GROUPS: Final = {"instance": "instances", "model": "models", "route": "routes", "method": "methods"}
 _TIMES: Final = {"wait_s": "wait", "first_output_s": "first output", "per_token_s": "per token", "total_s": "total"}
@@ -34,19 +35,16 @@ _NUMBERS: Final = (
         "gleitzeit metrics --json | jq .sum.total_s.p95",
     ),
 )
-@connection_options
 @click.option("--by", type=click.Choice(list(GROUPS)), default="instance", show_default=True, help="A line for each.")
 @click.option("--total", is_flag=True, help="Since the gateway was started, not only of the last minutes.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-@pass_invocation
-def metrics(invocation: Invocation, connection: Connection, *, by: str, total: bool, as_json: bool) -> None:
+@asks_gateway("Print everything as JSON.")
+def metrics(client: GatewayClient, *, by: str, total: bool, as_json: bool) -> None:
     """Show how many tries there were, how they ended, how long they took and what they produced.
 
     JSON: window_s (null for all time), sum, instances, models, routes, methods; in each count, success_rate, results,
     wait_s, first_output_s, per_token_s and total_s (each with p50, p95, p99), input_tokens, output_tokens, bytes_in,
     bytes_out.
     """
-    client = connection.client(invocation)
     found = client.admin("GET", f"/metrics?window={'total' if total else 'recent'}")
     if as_json:
         write_json(found)

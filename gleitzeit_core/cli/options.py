@@ -11,6 +11,8 @@ from pydantic import BaseModel, SecretBytes, SecretStr
 from pydantic_core import to_jsonable_python
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pydantic.fields import FieldInfo
 
 _WORDS = {
@@ -24,6 +26,8 @@ _WORDS = {
     Any: "anything",
 }
 
+_LIMITS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+
 
 @dataclass(frozen=True, slots=True)
 class OptionField:
@@ -32,6 +36,7 @@ class OptionField:
     Args:
         name: Its key.
         takes: What it takes, in words: ``list of text``.
+        limits: Of a number, in the words of JSON schema: ``minimum``, ``exclusiveMaximum``, ...
         required: Whether it must be given.
         default: As plain data; None when it is required.
         description: What it is for; empty if its author does not say.
@@ -41,6 +46,7 @@ class OptionField:
 
     name: str
     takes: str
+    limits: Mapping[str, float]
     required: bool
     default: Any
     description: str
@@ -53,6 +59,17 @@ def fields_of(model: type[BaseModel]) -> list[OptionField]:
     return [_field(name, field) for name, field in model.model_fields.items()]
 
 
+def suggested(option: OptionField) -> Any:  # noqa: ANN401 - plain data
+    """A value to begin with: the example, the default, or something to replace."""
+    if option.example is not None or not option.required:
+        return option.default if option.example is None else option.example
+    inner = {
+        field.name: suggested(field) for model in option.models[:1] for field in fields_of(model) if field.required
+    }
+    value = inner or "CHANGE-ME"
+    return [value] if option.takes.startswith("list") else value
+
+
 def _field(name: str, field: FieldInfo) -> OptionField:
     alias = field.validation_alias or field.alias
     default = None if field.is_required() else field.get_default(call_default_factory=False)
@@ -61,6 +78,9 @@ def _field(name: str, field: FieldInfo) -> OptionField:
     return OptionField(
         name=alias if isinstance(alias, str) else name,
         takes=_words(field.annotation),
+        limits={
+            word: getattr(it, name) for it in field.metadata for name, word in _LIMITS.items() if hasattr(it, name)
+        },
         required=field.is_required(),
         default=to_jsonable_python(default, fallback=str, by_alias=True),
         description=" ".join((field.description or "").split()),

@@ -9,13 +9,14 @@ import click
 
 from gleitzeit_core.cli.client import GatewayError, understood
 from gleitzeit_core.cli.commands import Command
-from gleitzeit_core.cli.connection import Connection, connection_options
-from gleitzeit_core.cli.context import Invocation, pass_invocation
+from gleitzeit_core.cli.connection import asks_gateway
 from gleitzeit_core.cli.output import Column, note, write_json, write_table
 from gleitzeit_core.errors import ConfigurationError, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from gleitzeit_core.cli.client import GatewayClient
 
 _COLUMNS: Final = (Column("what"), Column("where"), Column("before"), Column("after"), Column("note"))
 _TIMEOUT_S: Final = 120.0
@@ -24,11 +25,9 @@ _TIMEOUT_S: Final = 120.0
 @click.command(
     cls=Command, examples=("gleitzeit reload --dry-run", "gleitzeit reload", "gleitzeit reload --json | jq .changes")
 )
-@connection_options
 @click.option("--dry-run", is_flag=True, help="Only say what would change.")
-@click.option("--json", "as_json", is_flag=True, help='Print {"dry_run": ..., "changes": [...]}.')
-@pass_invocation
-def reload(invocation: Invocation, connection: Connection, *, dry_run: bool, as_json: bool) -> None:
+@asks_gateway('Print {"dry_run": ..., "changes": [...]}.')
+def reload(client: GatewayClient, *, dry_run: bool, as_json: bool) -> None:
     """Let a running gateway read its configuration file again, and say what changed. Nothing that runs is dropped.
 
     A configuration with mistakes changes nothing. What can only change with a restart is marked so. The signal SIGHUP
@@ -36,7 +35,6 @@ def reload(invocation: Invocation, connection: Connection, *, dry_run: bool, as_
 
     JSON, of each change: path, what (added, removed, changed), before, after, applied, note.
     """
-    client = connection.client(invocation)
     try:
         found = client.admin("POST", f"/reload{'?dry_run=1' if dry_run else ''}", {}, timeout_s=_TIMEOUT_S)
     except GatewayError as error:

@@ -8,13 +8,14 @@ import click
 
 from gleitzeit_core.cli.client import understood
 from gleitzeit_core.cli.commands import Command
-from gleitzeit_core.cli.connection import Connection, connection_options
-from gleitzeit_core.cli.context import Invocation, pass_invocation
+from gleitzeit_core.cli.connection import asks_gateway
 from gleitzeit_core.cli.instances import COLUMNS, row
 from gleitzeit_core.cli.output import Column, duration, write, write_json, write_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from gleitzeit_core.cli.client import GatewayClient
 
 QUEUES: Final = (
     Column("route"),
@@ -37,16 +38,13 @@ QUEUES: Final = (
         "gleitzeit status --json | jq .requests",
     ),
 )
-@connection_options
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-@pass_invocation
-def status(invocation: Invocation, connection: Connection, *, as_json: bool) -> None:
+@asks_gateway("Print everything as JSON.")
+def status(client: GatewayClient, *, as_json: bool) -> None:
     """Show what a running gateway is doing.
 
-    JSON: version, configuration, uptime_s, requests (active, waiting, and how many ended how), hubs, instances, routes,
-    methods.
+    JSON: version, configuration, uptime_s, requests (active, waiting, and how many ended how), hedges, queues, hubs
+    (name, kind, instances, and problem, empty when there is none), instances, routes, methods.
     """
-    client = connection.client(invocation)
     found = client.status()
     if as_json:
         write_json(found)
@@ -58,16 +56,13 @@ def status(invocation: Invocation, connection: Connection, *, as_json: bool) -> 
 
 
 @click.command(cls=Command, examples=("gleitzeit queues", "gleitzeit queues --json | jq '.queues[].expected_wait_s'"))
-@connection_options
-@click.option("--json", "as_json", is_flag=True, help='Print {"queues": [...]}.')
-@pass_invocation
-def queues(invocation: Invocation, connection: Connection, *, as_json: bool) -> None:
+@asks_gateway('Print {"queues": [...]}.')
+def queues(client: GatewayClient, *, as_json: bool) -> None:
     """Show who waits: a line for each queue that is not empty.
 
     JSON, of each queue: route, needs, model, waiting, limit, oldest_s, rate_per_s, expected_wait_s, tenants and bands
     (how many wait, by tenant and by priority).
     """
-    client = connection.client(invocation)
     found = client.admin("GET", "/queues")
     if as_json:
         write_json(found)
@@ -106,7 +101,14 @@ def _summary(found: Mapping[str, Any], url: str) -> str:
         "gateway": f"{url}, version {found['version']}, up {duration(found['uptime_s'])}",
         "configuration": found["configuration"] or "none: the defaults",
         "requests": f"{now}; {ended}" if ended else now,
+        "hedges": _hedges(found.get("hedges", {})),
         "hubs": ", ".join(f"{h['name']} ({h['kind']}, {h['instances']})" for h in found["hubs"]) or "none",
+        "problems": "; ".join(f"{h['name']}: {h['problem']}" for h in found["hubs"] if h.get("problem")),
         "routes": "; ".join(f"{' '.join(r['methods'])}: {r['strategy']}" for r in found["routes"]),
     }
-    return "\n".join(f"{name:<15}{text}" for name, text in lines.items()) + "\n"
+    return "\n".join(f"{name:<15}{text}" for name, text in lines.items() if text) + "\n"
+
+
+def _hedges(hedges: Mapping[str, int]) -> str:
+    """Second tries beside slow ones; empty while there was none."""
+    return f"{hedges['started']} begun, {hedges['won']} answered first" if hedges.get("started") else ""

@@ -6,11 +6,11 @@ A line that begins with ``##`` explains; one that begins with ``# `` is a settin
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import yaml
 
-from gleitzeit_core.cli.options import OptionField, fields_of
+from gleitzeit_core.cli.options import OptionField, fields_of, suggested
 from gleitzeit_core.cli.output import printable
 from gleitzeit_core.config import DEFAULT_STORE, DEFAULT_STRATEGY, RouteOptions
 from gleitzeit_core.errors import PluginError
@@ -129,7 +129,7 @@ def _settings(host: PluginHost, kind: WithOptions, indent: str) -> str:
     text = ""
     for option in _options(host, kind):
         text += "".join(_explain(line, indent) for line in _lines(option, _DEPTH))
-        text += f"# {indent}{option.name}: {_yaml(_value(option))}\n"
+        text += f"# {indent}{option.name}: {_yaml(suggested(option))}\n"
     return text
 
 
@@ -159,15 +159,6 @@ def _lines(option: OptionField, depth: int, *, with_default: bool = False) -> It
 def _keys(model: type[BaseModel], depth: int) -> Iterator[str]:
     for option in fields_of(model):
         yield from (f"  {line}" for line in _lines(option, depth, with_default=True))
-
-
-def _value(option: OptionField) -> Any:  # noqa: ANN401 - plain data
-    """The default, or something to replace."""
-    if option.example is not None or not option.required:
-        return option.default if option.example is None else option.example
-    inner = {field.name: _value(field) for model in option.models[:1] for field in fields_of(model) if field.required}
-    value = inner or "CHANGE-ME"
-    return [value] if option.takes.startswith("list") else value
 
 
 def _yaml(value: object) -> str:

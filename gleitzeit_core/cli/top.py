@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import sys
 import time
@@ -12,8 +13,7 @@ import click
 
 from gleitzeit_core.cli.client import understood
 from gleitzeit_core.cli.commands import Command
-from gleitzeit_core.cli.connection import Connection, connection_options
-from gleitzeit_core.cli.context import Invocation, pass_invocation
+from gleitzeit_core.cli.connection import asks_gateway
 from gleitzeit_core.cli.instances import COLUMNS, row
 from gleitzeit_core.cli.metrics import columns, numbers_row
 from gleitzeit_core.cli.output import duration, is_interactive, printable, table
@@ -26,12 +26,10 @@ if TYPE_CHECKING:
 
     from gleitzeit_core.cli.client import GatewayClient
 
-_KEYS: Final = ("q", "Q", "\x1b")
 _PIPE_WIDTH: Final = 200
 
 
 @click.command(cls=Command, examples=("gleitzeit top", "gleitzeit top --interval 0.5", "gleitzeit top --once"))
-@connection_options
 @click.option(
     "--interval",
     "interval_s",
@@ -41,8 +39,8 @@ _PIPE_WIDTH: Final = 200
     help="Seconds between two looks.",
 )
 @click.option("--once", is_flag=True, help="Show it once; so does a pipe.")
-@pass_invocation
-def top(invocation: Invocation, connection: Connection, *, interval_s: float, once: bool) -> None:
+@asks_gateway()
+def top(client: GatewayClient, *, interval_s: float, once: bool) -> None:
     """Watch a running gateway: requests, instances, models and queues. q or Ctrl-C leaves.
 
     Latencies are those of the last minutes; rates those since the last look.
@@ -50,7 +48,7 @@ def top(invocation: Invocation, connection: Connection, *, interval_s: float, on
     from rich.console import Console  # noqa: PLC0415 - slow
     from rich.live import Live  # noqa: PLC0415 - slow
 
-    watched = _Watched(connection.client(invocation))
+    watched = _Watched(client)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
     if once or not sys.stdout.isatty():
         _print(console, watched.frame())
@@ -79,7 +77,9 @@ def _keys() -> Iterator[Callable[[float], object]]:
 
     def pressed(wait_s: float) -> bool:
         ready, _, _ = select.select([sys.stdin], [], [], wait_s)
-        return bool(ready) and sys.stdin.read(1) in (*_KEYS, "")
+        # All at once and past Python's buffer, where `select` would not see it; an arrow key is more than an Esc.
+        typed = os.read(sys.stdin.fileno(), 1024) if ready else None
+        return typed in (b"", b"\x1b") or (typed is not None and b"q" in typed.lower())
 
     try:
         tty.setcbreak(sys.stdin)

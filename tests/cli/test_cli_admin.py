@@ -11,7 +11,7 @@ from tests.cli.samples import DOWN, INSTANCE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.cli.conftest import Ended, Exchange, Gateway
+    from tests.cli.conftest import Ended, Exchange, Gateway, Terminal
 
     Cli = Callable[..., Ended]
 
@@ -45,6 +45,8 @@ def test_add_sends_what_was_said_and_no_more(cli: Cli, gateway: Gateway) -> None
     assert (ended.status, ended.err) == (0, "")
     assert ended.out.splitlines()[1].split()[:4] == [INSTANCE["id"], "lan", "ready", "1/2"]
     assert gateway.seen[-1].body == {"url": "http://gpu1:11434", "type": "ollama"}
+    cli("instances", "add", "http://gpu1:11434", "--hub", "lan", "--gateway", gateway.url)
+    assert gateway.seen[-1].body == {"url": "http://gpu1:11434", "hub": "lan"}
     options = ["--type", "openai", "--hub", "lan", "--weight", "2", "--max-concurrent", "8", "--tag", "gpu"]
     ended = cli(
         "instances", "add", "gpu3:8000", *options, "--model", "a", "--model", "b", "--json", "--gateway", gateway.url
@@ -90,7 +92,7 @@ def test_an_instance_has_many_names(cli: Cli, pool: Gateway, given: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("given", "hint"), [("gpu1", "it could be ollama-gpu1-"), ("gpu3", "installed"), ("", "unknown")]
+    ("given", "hint"), [("gpu1", "any of 2 instances, say which: ollama-gpu1-"), ("gpu3", "there is: ollama-"), ("", "unknown")]
 )
 def test_a_name_that_means_none_or_two_is_refused(cli: Cli, pool: Gateway, given: str, hint: str) -> None:
     """With what there is; nothing is changed."""
@@ -139,6 +141,28 @@ def test_remove(cli: Cli, pool: Gateway) -> None:
     assert (ended.status, ended.out, ended.err) == (0, "", f"removed {INSTANCE['id']}\n")
     ended = cli("instances", "remove", "gpu1-", "--grace", "5", "--json", "--gateway", pool.url)
     assert ended.json() == {"removed": INSTANCE["id"]}
+
+
+@pytest.mark.parametrize(("answer", "status", "said"), [("y", 0, "removed"), ("n", 1, "it stays"), ("", 1, "it stays")])
+def test_a_person_is_asked_before_an_instance_is_removed(
+    terminal: Callable[..., Terminal], pool: Gateway, answer: str, status: int, said: str
+) -> None:
+    """On a terminal, with the name that is meant; nothing is sent unless the answer is yes."""
+    pool.on(f"DELETE /admin/instances/{INSTANCE['id']}?grace_s=30", answering({"removed": INSTANCE["id"]}))
+    at = terminal("instances", "remove", "gpu1-", "--gateway", pool.url)
+    at.read_until(f"Remove {INSTANCE['id']} from the pool")
+    at.type(f"{answer}\n")
+    at.read_until(said)
+    assert at.process.wait() == status
+    assert [seen.verb for seen in pool.seen] == (["GET"] if status else ["GET", "DELETE"])
+
+
+def test_yes_answers_before_it_is_asked(terminal: Callable[..., Terminal], pool: Gateway) -> None:
+    """For scripts that run on a terminal."""
+    pool.on(f"DELETE /admin/instances/{INSTANCE['id']}?grace_s=30", answering({"removed": INSTANCE["id"]}))
+    at = terminal("instances", "remove", "gpu1-", "--yes", "--gateway", pool.url)
+    assert at.rest().split() == ["removed", INSTANCE["id"]]
+    assert at.process.wait() == 0
 
 
 def test_show(cli: Cli, pool: Gateway) -> None:

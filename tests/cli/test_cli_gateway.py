@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 import threading
@@ -92,6 +93,30 @@ def test_status(cli: Cli, gateway: Gateway) -> None:
         "tiny",
         "refused",
     ]
+
+
+def test_status_tells_of_hedges(cli: Cli, gateway: Gateway) -> None:
+    """Once there were some."""
+    hedged = {**STATUS, "hedges": {"started": 7, "won": 5}}
+    gateway.on("GET /admin/status", lambda exchange: exchange.json(hedged))
+    assert "hedges         7 begun, 5 answered first\n" in cli("status", "--gateway", gateway.url).out
+    gateway.on("GET /admin/status", lambda exchange: exchange.json({**STATUS, "hedges": {"started": 0, "won": 0}}))
+    assert "hedges" not in cli("status", "--gateway", gateway.url).out
+
+
+def test_status_tells_of_hubs_with_a_problem(cli: Cli, gateway: Gateway) -> None:
+    """On a line that is there only then; routes show their filters before what picks."""
+    well, unwell = ({**STATUS["hubs"][0], "problem": problem} for problem in ("", "nothing can be created: no ollama"))
+    routes = [{**STATUS["routes"][0], "strategy": "locality -> least_loaded"}]
+    gateway.on("GET /admin/status", lambda exchange: exchange.json({**STATUS, "hubs": [well], "routes": routes}))
+    out = cli("status", "--gateway", gateway.url).out
+    assert "problems" not in out
+    assert "routes         llm/*: locality -> least_loaded\n" in out
+    found = {**STATUS, "hubs": [well, {**unwell, "name": "own"}]}
+    gateway.on("GET /admin/status", lambda exchange: exchange.json(found))
+    out = cli("status", "--gateway", gateway.url).out
+    assert "hubs           lan (ollama, 2), own (ollama, 2)\n" in out
+    assert "problems       own: nothing can be created: no ollama\n" in out
 
 
 def test_status_for_programs(cli: Cli, gateway: Gateway) -> None:
@@ -493,6 +518,25 @@ def test_empty_lines_in_a_stream_mean_nothing(cli: Cli, gateway: Gateway) -> Non
     """They keep connections alive."""
     gateway.on("POST /rpc", lambda exchange: exchange.lines(b"\n", {"part": "one"}, b"\r\n", {"done": True}))
     assert cli(*STREAM, "--gateway", gateway.url).out == "one\n"
+
+
+@pytest.mark.parametrize("command", [CHAT, STREAM])
+def test_an_answer_is_read_to_its_end(cli: Cli, gateway: Gateway, command: list[str]) -> None:
+    """Although its last part says that it is the last: who hangs up then looks like one who has stopped waiting."""
+    left_early: list[bool] = []
+
+    def answer(exchange: Exchange) -> None:
+        exchange.begin()
+        exchange.line({**part("Hel"), "part": "Hel"})
+        exchange.line({**part("", done=True), "done": True} if command is CHAT else {"done": True})
+        readable, _, _ = select.select([exchange.handler.connection], [], [], 0.2)
+        left_early.append(bool(readable))
+        exchange.end()
+
+    gateway.on("POST /api/chat", answer)
+    gateway.on("POST /rpc", answer)
+    assert cli(*command, "--gateway", gateway.url).out.rstrip() == "Hel"
+    assert left_early == [False]
 
 
 # -- time and interruption

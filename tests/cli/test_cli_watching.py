@@ -151,8 +151,10 @@ def test_top_on_a_terminal_is_redrawn_until_one_leaves(
         "top", "--interval", "0.1", "--gateway", watched.url, env={"TERM": "xterm", "PATH": "/usr/bin:/bin"}
     )
     shown.read_until(r"requests/s")
+    shown.type("\x1b[A")  # an arrow is no Esc
+    shown.read_until(r"requests/s")
     if leave == "q":
-        shown.type("q")
+        shown.type("xq")
     else:
         shown.process.send_signal(signal.SIGINT)
     assert "\x1b[?1049l" in shown.rest()

@@ -15,7 +15,7 @@ from gleitzeit_core.pool import State
 from gleitzeit_core.resources import HttpChannel, Ownership, ResourceInstance, instance_id
 from gleitzeit_llamacpp.children import Child
 from gleitzeit_llamacpp.files import ModelError, entry_of, locate, name_of
-from gleitzeit_llamacpp.options import LlamaCppOptions
+from gleitzeit_llamacpp.options import PACKAGED, LlamaCppOptions
 from gleitzeit_llamacpp.server import Settings
 from gleitzeit_llm import models
 from gleitzeit_llm.upstream import Upstream
@@ -123,6 +123,7 @@ class LlamaCppHub(ResourceHub[LlamaCppOptions]):
             threads=model.threads or self._threads(),
             gpu_layers=model.gpu_layers,
             embeddings=model.embeddings,
+            calm=model.path == PACKAGED,
         )
         return _Seat(instance, settings, path)
 

@@ -22,13 +22,14 @@ class ModelOptions(BaseModel):
     name: str = Field(default="", description="What callers say; from the file's name when empty.")
     instances: int = Field(default=2, ge=1, le=64, description="Processes; each loads the model.")
     slots: int = Field(default=4, ge=1, le=256, description="Requests a process works on at once.")
-    context: int = Field(default=4096, ge=64, description="Tokens of context for each slot.")
+    context: int = Field(default=4096, ge=64, le=8_388_607, description="Tokens of context for each slot.")
     threads: int | None = Field(
         default=None,
         ge=1,
+        le=1024,
         description="Threads of each process; the machine's cores divided by all processes if absent.",
     )
-    gpu_layers: int = Field(default=0, ge=-1, description="Layers kept on a GPU; -1 for all.")
+    gpu_layers: int = Field(default=0, ge=-1, le=1_000_000, description="Layers kept on a GPU; -1 for all.")
     embeddings: bool = Field(default=True, description="Whether it embeds, besides chatting.")
 
     @field_validator("path")

@@ -21,6 +21,9 @@ _PR_SET_PDEATHSIG: Final = 1
 _STDOUT, _STDERR = 1, 2
 # llama.cpp keeps prompts it has read, by default up to 8 GiB of them in each process.
 _CACHE_MIB: Final = 256
+# Low, because with llama.cpp's own defaults some answers of so small a model ramble on without an end.
+_CALM_TEMPERATURE: Final = 0.2
+_CALM_TOP_P: Final = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,7 @@ class Settings:
         threads: Threads that compute.
         gpu_layers: Layers on a GPU; -1 for all.
         embeddings: Whether it embeds.
+        calm: Whether to sample as is good for the packaged model, where a caller says nothing of it.
     """
 
     path: str
@@ -46,6 +50,7 @@ class Settings:
     threads: int
     gpu_layers: int
     embeddings: bool
+    calm: bool = False
 
     def as_argument(self) -> str:
         """For the command line."""
@@ -103,6 +108,8 @@ def _server(settings: Settings) -> Any:  # noqa: ANN401 - the library has no typ
     params.warmup = False
     params.cache_ram_mib = _CACHE_MIB
     params.embedding = settings.embeddings
+    if settings.calm:
+        params.sampling.temp, params.sampling.top_p = _CALM_TEMPERATURE, _CALM_TOP_P
     # A model made to embed says how its vectors are pooled. For the others /v1/embeddings wants to be told.
     if settings.embeddings and not any(key.endswith(".pooling_type") for key in read_header(Path(settings.path))):
         params.pooling_type = llama_pooling_type.LLAMA_POOLING_TYPE_MEAN

@@ -79,6 +79,14 @@ async def test_it_chats(served: Served) -> None:
     assert 0 < answer["usage"]["completion_tokens"] <= 8
 
 
+async def test_the_packaged_model_samples_at_a_low_temperature(served: Served) -> None:
+    """Where a caller says nothing of it; with llama.cpp's own defaults so small a model often does not find an end."""
+    response = await served.upstream.request(served.channel, "GET", "/slots")
+    (slot,) = response.json()
+    assert slot["params"]["temperature"] == pytest.approx(0.2)
+    assert slot["params"]["top_p"] == pytest.approx(0.9)
+
+
 async def test_it_embeds(served: Served) -> None:
     """Several texts at once, alike ones alike; chat works alongside."""
     answer = await served.post("/v1/embeddings", input=["a cat", "a cat", "the stock market"])

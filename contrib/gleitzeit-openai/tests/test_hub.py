@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gleitzeit_core.errors import ConfigurationError, FailureKind, InstanceFailure
+from gleitzeit_core.errors import ConfigurationError, FailureKind, InstanceFailure, InvalidRequest
 from gleitzeit_core.pool import State
 from gleitzeit_openai.hub import OpenAIHub
 from gleitzeit_openai.options import OpenAIOptions
@@ -270,3 +270,15 @@ async def test_certificates_that_are_none_are_told_of(shell: Shell, tmp_path: Pa
     ):
         await shell.add_hub(one)
     assert shell.hubs == {}
+
+
+async def test_a_server_of_another_hub_is_not_taken_over_by_hand(
+    shell: Shell, listing: Callable[..., Awaitable[Any]]
+) -> None:
+    """Whoever adds it is told whose it is, and there it stays."""
+    server, other = await listing(TWO), await listing(TWO)
+    await shell.add_hub(hub(server.url))
+    await shell.add_hub(OpenAIHub(OpenAIOptions.model_validate({"instances": [other.url]}), name="near"))
+    with pytest.raises(InvalidRequest, match="far"):
+        await shell.add_instance("near", {"url": server.url})
+    assert {r.instance.endpoint: r.instance.hub for r in shell.admission.pool} == {server.url: "far", other.url: "near"}

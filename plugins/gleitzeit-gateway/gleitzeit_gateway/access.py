@@ -23,7 +23,8 @@ CORS_HEADERS: Final = (
     "Authorization,Content-Type,User-Agent,Accept,X-Requested-With,X-Api-Key,X-Request-Id,OpenAI-Beta,"
     "x-stainless-arch,x-stainless-async,x-stainless-custom-poll-interval,x-stainless-helper-method,x-stainless-lang,"
     "x-stainless-os,x-stainless-package-version,x-stainless-poll-helper,x-stainless-retry-count,x-stainless-runtime,"
-    "x-stainless-runtime-version,x-stainless-timeout"
+    "x-stainless-runtime-version,x-stainless-timeout,anthropic-version,anthropic-beta,"
+    "anthropic-dangerous-direct-browser-access"
 )
 
 

@@ -14,7 +14,7 @@ from gleitzeit_core.errors import GleitzeitError, InstanceFailure, InvalidReques
 from gleitzeit_gateway.errors import Refused
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
     from gleitzeit_core.manager import ResourceManager
     from gleitzeit_core.requests import Served
@@ -93,6 +93,27 @@ class Call:
         if len(body) > limit:
             raise _too_large(limit)
         return body
+
+    async def parts(self) -> AsyncGenerator[bytes, None]:
+        """The body as it comes, however large. While a part is not taken, its sender is held back.
+
+        Raises:
+            Refused: Nothing has come for too long (408).
+            InvalidRequest: It is not encoded as its headers say.
+        """
+        await self._invite()
+        limit_s = self.options.body_timeout_s
+        try:
+            while True:
+                async with asyncio.timeout(limit_s):
+                    part = await self.request.content.readany()
+                if not part:
+                    return
+                yield part
+        except TimeoutError:
+            raise Refused(408, f"nothing more of the request arrived within {limit_s:g} s", "slow_request") from None
+        except (HttpProcessingError, web.RequestPayloadError) as error:
+            raise InvalidRequest(f"the body is not encoded as its headers say: {_first_line(error)}") from None
 
     async def _invite(self) -> None:
         """Tell a caller who waits for it that its body is welcome: key and size are right by now."""

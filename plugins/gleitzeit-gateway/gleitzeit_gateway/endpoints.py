@@ -80,14 +80,21 @@ class Router:
 
     def add(self, endpoint: Endpoint) -> None:
         """One more, unless another has its path and method: then that one stays, and a warning is logged."""
-        table, path = self._exact, endpoint.path
-        if path.endswith("/*"):
-            table, path = self._below, path[:-1]
-        methods = table.setdefault(path, {})
+        methods = self._methods(endpoint.path)
         if endpoint.method in methods:
             logger.warning("%s %s is taken already: a second endpoint is not used", endpoint.method, endpoint.path)
         else:
             methods[endpoint.method] = endpoint
+
+    def fill(self, endpoints: Iterable[Endpoint]) -> None:
+        """Add those whose path and method nobody has."""
+        for endpoint in endpoints:
+            self._methods(endpoint.path).setdefault(endpoint.method, endpoint)
+
+    def _methods(self, path: str) -> dict[str, Endpoint]:
+        if path.endswith("/*"):
+            return self._below.setdefault(path[:-1], {})
+        return self._exact.setdefault(path, {})
 
     def find(self, method: str, path: str) -> Match:
         """What `method` on `path` leads to."""

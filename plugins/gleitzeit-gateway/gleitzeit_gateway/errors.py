@@ -26,7 +26,7 @@ from gleitzeit_core.errors import (
     UnknownMethod,
     UnknownName,
 )
-from gleitzeit_llm.dialects import DIALECTS
+from gleitzeit_llm.dialects import CLIENTS
 from gleitzeit_llm.protocol import UNREADABLE
 
 if TYPE_CHECKING:
@@ -58,12 +58,14 @@ _FAILURE_STATUS: Final[dict[FailureKind, int]] = {
     FailureKind.LOST: 502,
 }
 _PASSED: Final = frozenset((FailureKind.REJECTED, FailureKind.SERVER_ERROR, FailureKind.BUSY))
-_QUEUE_FULL: Final = {"ollama": 503, "openai": 429}
+_QUEUE_FULL: Final = {"ollama": 503, "openai": 429, "anthropic": 529}
+# What Anthropic says of a server that has too much to do.
+_OVERLOADED: Final = 529
 # Ollama has no codes; clients that branch on them must find what a real one sends.
 _WITHOUT_CODE: Final = (InvalidRequest, NoCapableInstance)
 _WITH_CHARSET: Final = "application/json; charset=utf-8"
 # What "error" is in each API.
-_KIND_OF_ERROR: Final[dict[str, type]] = {"ollama": str, "openai": dict}
+_KIND_OF_ERROR: Final[dict[str, type]] = {"ollama": str, "openai": dict, "anthropic": dict}
 _OBJECT: Final = msgspec.json.Decoder(dict[str, Any])
 
 
@@ -92,6 +94,8 @@ def status_of(error: Exception, api: str) -> int:
         # What a path names is missing; what a body names is wrong.
         return _NOT_FOUND if error.kind == "instance" else _BAD_REQUEST
     if isinstance(error, InstanceFailure):
+        if api == "anthropic" and error.kind is FailureKind.BUSY:
+            return _OVERLOADED
         own = error.status if error.kind in _PASSED else None
         return own if own is not None and own >= _BAD_REQUEST else _FAILURE_STATUS[error.kind]
     return _STATUS.get(type(error), 500)
@@ -124,17 +128,17 @@ def envelope(error: Exception, api: str) -> bytes:
     if own is not None and _is_envelope(own, api):
         return own
     code = None if isinstance(error, _WITHOUT_CODE) else code_of(error)
-    return DIALECTS[api].client.error_body(status_of(error, api), message_of(error), code)
+    return CLIENTS[api].error_body(status_of(error, api), message_of(error), code)
 
 
 def renderer(api: str) -> Callable[[Exception], web.Response]:
     """What puts an error into the envelope of `api`."""
-    plain_type = DIALECTS[api].client.plain_type
+    plain_type = CLIENTS[api].plain_type
 
     def render(error: Exception) -> web.Response:
         status = status_of(error, api)
-        # As recorded: also under /v1, what is wrong with a request is said with a charset.
-        content_type = _WITH_CHARSET if status == _BAD_REQUEST else plain_type
+        # As recorded: also under OpenAI's paths, what is wrong with a request is said with a charset.
+        content_type = _WITH_CHARSET if status == _BAD_REQUEST and api != "anthropic" else plain_type
         headers = {**headers_of(error), "Content-Type": content_type}
         return web.Response(body=envelope(error, api), status=status, headers=headers)
 

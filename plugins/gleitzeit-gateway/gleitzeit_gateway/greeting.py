@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Families of models that only embed: a chat with one fails.
 _EMBEDS: Final = "bert"
+# More would push the address and what to try off the screen.
+_SHOWN: Final = 20
 _KEY: Final = ' -H "Authorization: Bearer $GLEITZEIT_KEY"'
 
 
@@ -33,9 +35,12 @@ def greeting(url: str, reports: Sequence[InstanceReport], *, keys_needed: bool) 
 
 def _instances(reports: Sequence[InstanceReport]) -> Iterator[str]:
     yield "instances:"
-    for report in reports:
+    for report in reports[:_SHOWN]:
         reason = f" ({report.reason})" if report.reason else ""
         yield f"  {report.state:<13} {report.instance.kind:<9} {report.instance.endpoint}{reason}"
+    if len(reports) > _SHOWN:
+        more, ready = len(reports) - _SHOWN, sum(report.serving for report in reports)
+        yield f"  and {more} more, {ready} of all {len(reports)} ready; 'gleitzeit instances' lists them"
     if not reports:
         yield "  none yet: 'gleitzeit serve --instance URL', or a configuration from 'gleitzeit init'"
 

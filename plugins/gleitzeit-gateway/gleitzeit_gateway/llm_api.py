@@ -1,4 +1,4 @@
-"""The Ollama and OpenAI client APIs: HTTP on the outside, the protocol `llm` on the inside."""
+"""The Ollama, OpenAI and Anthropic client APIs: HTTP on the outside, the protocol `llm` on the inside."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from gleitzeit_core.errors import NoCapableInstance
 from gleitzeit_gateway.endpoints import Endpoint
 from gleitzeit_gateway.errors import Refused, envelope, renderer
 from gleitzeit_gateway.listings import listed_model, listed_models, loaded, root, tags, version
-from gleitzeit_llm.dialects import DIALECTS
+from gleitzeit_llm.dialects import CLIENTS
+from gleitzeit_llm.dialects.sse import event
 from gleitzeit_llm.provider import LLMProvider, RawAnswer
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 # Ollama has two sentences for a model it does not know, and clients look for them.
 _EMBED_PATHS: Final = frozenset(("/api/embed", "/api/embeddings", "/v1/embeddings"))
-_NOT_YET: Final = (
+_OF_PLUGINS: Final = (
     ("POST", "/api/pull"),
     ("POST", "/api/push"),
     ("POST", "/api/create"),
@@ -35,21 +36,26 @@ _NOT_YET: Final = (
 def ollama_endpoints() -> list[Endpoint]:
     """The Ollama client API."""
     make = partial(Endpoint, error=renderer("ollama"))
-    calls = [*DIALECTS["ollama"].client.endpoints, "/api/show"]
+    calls = [*CLIENTS["ollama"].endpoints, "/api/show"]
     return [
         make(method="GET", path="/", handler=root, public=True),
         make(method="GET", path="/api/version", handler=version),
         make(method="GET", path="/api/tags", handler=tags),
         make(method="GET", path="/api/ps", handler=loaded),
         *(make(method="POST", path=path, handler=partial(_answer, "ollama", path)) for path in calls),
-        *(make(method=verb, path=path, handler=_not_yet) for verb, path in _NOT_YET),
     ]
+
+
+def unserved_endpoints() -> list[Endpoint]:
+    """Calls of Ollama's that manage models, where no plugin serves them."""
+    make = partial(Endpoint, error=renderer("ollama"))
+    return [make(method=verb, path=path, handler=_unserved) for verb, path in _OF_PLUGINS]
 
 
 def openai_endpoints() -> list[Endpoint]:
     """The OpenAI client API."""
     make = partial(Endpoint, error=renderer("openai"))
-    calls = DIALECTS["openai"].client.endpoints
+    calls = CLIENTS["openai"].endpoints
     return [
         make(method="GET", path="/v1/models", handler=listed_models),
         make(method="GET", path="/v1/models/*", handler=listed_model),
@@ -57,8 +63,17 @@ def openai_endpoints() -> list[Endpoint]:
     ]
 
 
+def anthropic_endpoints() -> list[Endpoint]:
+    """The Anthropic client API. Its header ``anthropic-version`` may say anything: there is one version."""
+    make = partial(Endpoint, error=renderer("anthropic"))
+    calls = CLIENTS["anthropic"].endpoints
+    return [make(method="POST", path=path, handler=partial(_answer, "anthropic", path)) for path in calls]
+
+
 async def _answer(api: str, path: str, call: Call) -> web.StreamResponse:
     provider = cast("LLMProvider", call.manager.provider("llm/chat"))
+    if api == "anthropic":
+        call.headers["request-id"] = call.id  # where its clients look for it
     body = await call.body()
     options: RequestOptions = {"tenant": call.tenant, "priority": call.priority, "affinity": call.affinity}
     request = provider.raw_request(api, path, body, **options).changed(id=call.unique_id)
@@ -80,7 +95,7 @@ async def _in_parts(api: str, call: Call, provider: LLMProvider, request: Reques
         call.note_served(parts.served)
         if isinstance(first, RawAnswer):
             return _whole(first)
-        response = await call.begin(DIALECTS[api].client.stream_type)
+        response = await call.begin(CLIENTS[api].stream_type)
         await response.write(first)
         await call.send(response, parts, partial(_in_band, api))
         return response
@@ -93,7 +108,9 @@ def _whole(raw: RawAnswer) -> web.Response:
 def _in_band(api: str, error: Exception) -> bytes:
     """An error inside a stream that has begun."""
     body = envelope(error, api).strip()
-    return body + b"\n" if api == "ollama" else b"data: " + body + b"\n\n"
+    if api == "ollama":
+        return body + b"\n"
+    return event(body, b"error" if api == "anthropic" else b"")
 
 
 def _unknown_model(path: str, model: str, error: NoCapableInstance) -> NoCapableInstance:
@@ -101,6 +118,6 @@ def _unknown_model(path: str, model: str, error: NoCapableInstance) -> NoCapable
     return NoCapableInstance(text, needed=error.needed)
 
 
-async def _not_yet(call: Call) -> web.Response:
-    text = f"{call.request.path} is not served by this gateway yet: use the instance's own address"
+async def _unserved(call: Call) -> web.Response:
+    text = f"{call.request.path} is not served here: the plugin 'ollama' (gleitzeit-ollama) is missing or disabled"
     raise Refused(501, text, "not_implemented")

@@ -20,7 +20,9 @@ class KeyOptions(BaseModel):
     name: str = Field(min_length=1, description="Who it belongs to; the tenant of its requests, shown in logs.")
     key: SecretStr = Field(description="At least 16 characters; callers send it as a bearer token.")
     priority: int = Field(default=0, description="Of its requests; higher goes first.")
-    admin: bool = Field(default=False, description="Whether it may add, drain and remove instances, and reload.")
+    admin: bool = Field(
+        default=False, description="Whether it may add, drain and remove instances, manage models, and reload."
+    )
 
     @field_validator("key")
     @classmethod

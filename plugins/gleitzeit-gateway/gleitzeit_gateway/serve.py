@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,7 +19,7 @@ import uvloop
 
 from gleitzeit_core.cli.commands import Command
 from gleitzeit_core.cli.context import pass_invocation
-from gleitzeit_core.errors import GleitzeitError, PluginError
+from gleitzeit_core.errors import ConfigurationError, GleitzeitError, PluginError
 from gleitzeit_gateway.greeting import greeting
 from gleitzeit_gateway.options import GatewayOptions
 from gleitzeit_gateway.reloading import reload_on_signal
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
     from gleitzeit_core.cli.context import Invocation
+    from gleitzeit_core.errors import Problem
     from gleitzeit_core.manager import ResourceManager
 
 _INTERRUPTED: Final = 130
@@ -68,7 +70,11 @@ def serve(invocation: Invocation, /, instances: Sequence[str], *, verbose: bool,
     SIGHUP lets it read its configuration again; what runs goes on.
     """
     _set_up_logging(verbose=verbose)
-    manager = invocation.manager(_overrides(instances, flags))
+    strategy = flags.get("strategy")
+    try:
+        manager = invocation.manager(_overrides(instances, flags))
+    except ConfigurationError as error:
+        raise ConfigurationError([_told(problem, strategy) for problem in error.problems]) from error
     raise click.exceptions.Exit(uvloop.run(_serve(manager)))
 
 
@@ -87,6 +93,15 @@ def _overrides(instances: Sequence[str], flags: dict[str, Any]) -> dict[str, Any
     if strategy:
         found["routes"] = partial(_with_strategy, strategy)
     return found
+
+
+def _told(problem: Problem, strategy: str | None) -> Problem:
+    """The same; for a strategy that lacks options, with where those can be given, which is not after --strategy."""
+    lacks_options = ".strategy" in problem.path and not problem.message.startswith("unknown")
+    if not strategy or not lacks_options:
+        return problem
+    said = f"--strategy takes no options; 'gleitzeit strategies show {strategy}' has an example for a configuration"
+    return replace(problem, suggestion=said)
 
 
 def _with_strategy(strategy: str, routes: object) -> object:

@@ -20,7 +20,7 @@ from gleitzeit_gateway.admin import admin_endpoints
 from gleitzeit_gateway.call import Call
 from gleitzeit_gateway.endpoints import Endpoint, Match, Router
 from gleitzeit_gateway.errors import Refused, plain_error
-from gleitzeit_gateway.llm_api import ollama_endpoints, openai_endpoints
+from gleitzeit_gateway.llm_api import anthropic_endpoints, ollama_endpoints, openai_endpoints, unserved_endpoints
 from gleitzeit_gateway.options import FIXED
 
 if TYPE_CHECKING:
@@ -51,8 +51,10 @@ class Gateway:
     def __init__(self, manager: ResourceManager, options: GatewayOptions) -> None:
         self._manager, self._options = manager, options
         self._access = Access(options)
-        self._router = Router([*ollama_endpoints(), *openai_endpoints(), *admin_endpoints()])
+        llm = [*ollama_endpoints(), *openai_endpoints(), *anthropic_endpoints()]
+        self._router = Router([*llm, *admin_endpoints()])
         self._add_endpoints_of_plugins()
+        self._router.fill(unserved_endpoints())
         manager.on_reload("gateway", self.reconfigure, fixed=FIXED)
         self._server: web.Server | None = None
         self._listener: asyncio.Server | None = None

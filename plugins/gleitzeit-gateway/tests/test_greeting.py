@@ -75,3 +75,11 @@ def test_where_it_is_reached() -> None:
         assert said[0] == f"Gleitzeit listens on {listens}"
         assert said[-2].startswith(f'  curl {reached}/api/chat -H "Authorization: Bearer $GLEITZEIT_KEY" -d ')
         assert said[-1].startswith(f"  curl {reached}/v1/chat/completions -H")
+
+
+def test_of_many_instances_the_first_are_shown() -> None:
+    """What to try stays on the screen, however many there are; 20 are all shown."""
+    said = _said(*[_report("a")] * 998, _report(state="down"), _report(state="down"))
+    assert len(said) == 27
+    assert said[22] == "  and 980 more, 998 of all 1000 ready; 'gleitzeit instances' lists them"
+    assert not any(" more, " in line for line in _said(*[_report("a")] * 20))

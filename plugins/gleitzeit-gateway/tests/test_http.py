@@ -329,8 +329,8 @@ async def test_method_that_is_none(serve: Serve, ollama: OllamaServer, verb: str
     ],
 )
 async def test_what_is_not_served_says_so(serve: Serve, ollama: OllamaServer, verb: str, path: str) -> None:
-    """A call that the gateway does not have yet gets an error in words, and nothing pretends."""
-    gateway = await serve(ollama)
+    """A call that nobody serves gets an error in words, and nothing pretends: here there is no Ollama in the pool."""
+    gateway = await serve(ollama, apis=["openai"])
     refused = await gateway.ask(path, {"model": "x"}, verb=verb)
     assert refused.status == 501
     assert path in message_of(refused, v1=False)

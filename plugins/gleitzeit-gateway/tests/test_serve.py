@@ -422,6 +422,16 @@ async def test_keys_from_a_file(
     assert "key=alice" in running.complained[0]
 
 
+@pytest.mark.parametrize("strategy", ["priority", "locality", "tagged"])
+async def test_strategy_that_needs_options(program: Start, strategy: str) -> None:
+    """Which option is missing, and where one can be given: status 2."""
+    running = await program("--instance", "http://a", "--strategy", strategy)
+    assert await running.ended() == 2
+    text = "\n".join(running.complained)
+    assert "routes[0].strategy" in text
+    assert f"'gleitzeit strategies show {strategy}' has an example" in text
+
+
 async def test_wrong_options(program: Start) -> None:
     """What is wrong with the options is said before anything starts: status 2."""
     wrong = ("--instance", "http://a/b/c", "--instance", "olama=http://a", "--strategy", "round_robbin")

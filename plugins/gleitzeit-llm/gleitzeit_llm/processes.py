@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 from typing import TYPE_CHECKING
+
+from gleitzeit_core.processes import signal_group
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -32,9 +33,3 @@ async def stop_group(leader: int, ended: Callable[[], Awaitable[object]], *, gra
     finally:
         signal_group(leader, signal.SIGKILL)
         await ended()
-
-
-def signal_group(leader: int, number: signal.Signals) -> None:
-    """To the whole group, which outlives its leader while anybody is in it. One that is gone is fine."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(leader, number)

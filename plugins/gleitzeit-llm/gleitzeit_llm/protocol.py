@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 GENERATE = "llm/generate"
 CHAT = "llm/chat"
 EMBED = "llm/embed"
+COUNT_TOKENS = "llm/count_tokens"
 
 Json: TypeAlias = dict[str, Any]
 """A JSON object. What is inside is checked where it is read."""

@@ -15,13 +15,23 @@ from gleitzeit_core.errors import FailureKind, InstanceFailure
 from gleitzeit_core.provider import Provider
 from gleitzeit_core.requests import Method
 from gleitzeit_core.resources import ChannelKind, HttpChannel, Requirements, Speaks
-from gleitzeit_llm import costs, listings, models, raw, schemas
-from gleitzeit_llm.dialects import DIALECTS
+from gleitzeit_llm import costs, listings, models, raw, schemas, tokens
+from gleitzeit_llm.dialects import CLIENTS, DIALECTS
 from gleitzeit_llm.failures import explaining
 from gleitzeit_llm.listings import LOADED, MODELS, SHOW, SHOW_POINT
 from gleitzeit_llm.options import LLMOptions
 from gleitzeit_llm.passthrough import PassThrough
-from gleitzeit_llm.protocol import CHAT, EMBED, GENERATE, UpstreamError, load_answer, model_of, utc_now, write_json
+from gleitzeit_llm.protocol import (
+    CHAT,
+    COUNT_TOKENS,
+    EMBED,
+    GENERATE,
+    UpstreamError,
+    load_answer,
+    model_of,
+    utc_now,
+    write_json,
+)
 from gleitzeit_llm.raw import RawAnswer
 from gleitzeit_llm.upstream import Reply, Upstream
 from gleitzeit_llm.usage import counted, of_canonical
@@ -42,7 +52,11 @@ __all__ = ["LLMProvider", "RawAnswer"]
 
 _OLLAMA, _OPENAI = (Speaks(name, ChannelKind.HTTP) for name in ("ollama", "openai"))
 # Whose API a caller speaks comes first: there its bytes pass.
-_ORDER: Final = {"ollama": (_OLLAMA, _OPENAI), "openai": (_OPENAI, _OLLAMA)}
+_ORDER: Final = {
+    "ollama": (_OLLAMA, _OPENAI),
+    "openai": (_OPENAI, _OLLAMA),
+    "anthropic": (_OLLAMA, _OPENAI),
+}
 
 
 class LLMProvider(Provider[LLMOptions]):
@@ -72,6 +86,13 @@ class LLMProvider(Provider[LLMOptions]):
             schema=schemas.GENERATE_PARAMS,
         ),
         Method(name=EMBED, summary="vectors for texts", replayable=True, schema=schemas.EMBED_PARAMS),
+        Method(
+            name=COUNT_TOKENS,
+            summary="how many tokens a conversation takes",
+            replayable=True,
+            local=True,
+            schema=schemas.COUNT_PARAMS,
+        ),
         Method(name=MODELS, summary="the models there are", replayable=True, local=True, schema=schemas.NO_PARAMS),
         Method(name=SHOW, summary="what is known about a model", replayable=True, schema=schemas.SHOW_PARAMS),
         Method(name=LOADED, summary="the models in memory", replayable=True, local=True, schema=schemas.NO_PARAMS),
@@ -95,7 +116,7 @@ class LLMProvider(Provider[LLMOptions]):
         """A request in the bytes of a client API. Its ``stream`` says whether its answer is wanted in parts.
 
         Args:
-            dialect: ``ollama`` or ``openai``.
+            dialect: ``ollama``, ``openai`` or ``anthropic``.
             endpoint: The path it was sent to.
             body: As it was sent.
             options: As for every request.
@@ -135,11 +156,25 @@ class LLMProvider(Provider[LLMOptions]):
         found: Usage | None = of_canonical(part) if isinstance(part, dict) else getattr(part, "usage", None)
         return found
 
-    async def answer(self, request: Request, instances: tuple[InstanceReport, ...]) -> Json:
-        """``llm/models`` and ``llm/loaded``, over all instances, those that are down or slow as they were last seen."""
+    async def answer(self, request: Request, instances: tuple[InstanceReport, ...]) -> Json | RawAnswer:
+        """``llm/models`` and ``llm/loaded``, over all instances, those that are down or slow as they were last seen.
+
+        ``llm/count_tokens`` is told by the first that can.
+
+        Raises:
+            RequestError: The tokens cannot be counted; see `tokens.count`.
+        """
+        if request.method == COUNT_TOKENS:
+            return await self._counted(request, instances)
         if request.method == MODELS:
             return {"models": listings.merged(instances)}
         return {"models": await listings.loaded(self._upstream, instances)}
+
+    async def _counted(self, request: Request, instances: tuple[InstanceReport, ...]) -> Json | RawAnswer:
+        if request.body is None:
+            return await tokens.count(self._upstream, request.params, instances)
+        parsed = raw.parsed(request)
+        return raw.rendered(request, parsed, await tokens.count(self._upstream, parsed.params, instances))
 
     # -- whole answers -----------------------------------------------------------------------------------------
 
@@ -249,7 +284,7 @@ class LLMProvider(Provider[LLMOptions]):
             # This is answered whole, even when a stream was asked for.
             yield raw.rendered(request, parsed, await self._canonical(at, parsed.method, parsed.params))
             return
-        encoder = DIALECTS[request.dialect].client.stream_encoder(parsed)
+        encoder = CLIENTS[request.dialect].stream_encoder(parsed)
         async with aclosing(self._canonical_parts(at, parsed.method, parsed.params)) as parts:
             async for part in parts:
                 data = encoder.part(part)

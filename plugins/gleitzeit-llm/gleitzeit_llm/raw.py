@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from gleitzeit_core.errors import FailureKind, InstanceFailure, UnknownName
 from gleitzeit_llm import usage
-from gleitzeit_llm.dialects import DIALECTS
+from gleitzeit_llm.dialects import CLIENTS, DIALECTS
 from gleitzeit_llm.listings import SHOW_POINT, peek_show
 from gleitzeit_llm.passthrough import check_whole
 
@@ -46,9 +46,9 @@ def peek(dialect: str, path: str, body: bytes) -> tuple[Endpoint, Peek]:
         InvalidRequest: No model can be read from it.
         UnknownName: There is no such dialect, or no such endpoint in it.
     """
-    if dialect not in DIALECTS:
-        raise UnknownName("dialect", dialect, DIALECTS)
-    client = DIALECTS[dialect].client
+    if dialect not in CLIENTS:
+        raise UnknownName("dialect", dialect, CLIENTS)
+    client = CLIENTS[dialect]
     if dialect == "ollama" and path == SHOW_POINT.path:
         return SHOW_POINT, peek_show(body)
     if path not in client.endpoints:
@@ -62,18 +62,18 @@ def parsed(request: Request) -> Parsed:
     Raises:
         InvalidRequest: It cannot be read, or asks for what the protocol cannot express.
     """
-    client = DIALECTS[request.dialect].client
+    client = CLIENTS[request.dialect]
     return client.parse(client.endpoints[request.endpoint], request.body or b"")
 
 
 def answer(dialect: str, body: bytes, status: int = 200, took: Usage | None = None) -> RawAnswer:
     """A body with the content type of its API."""
-    return RawAnswer(status, DIALECTS[dialect].client.plain_type, body, took)
+    return RawAnswer(status, CLIENTS[dialect].plain_type, body, took)
 
 
 def rendered(request: Request, parsed: Parsed, canonical: Mapping[str, Any]) -> RawAnswer:
     """A canonical answer in the caller's API."""
-    body = DIALECTS[request.dialect].client.answer(parsed, canonical)
+    body = CLIENTS[request.dialect].answer(parsed, canonical)
     return answer(request.dialect, body, took=usage.of_canonical(canonical))
 
 

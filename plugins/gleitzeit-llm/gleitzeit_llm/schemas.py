@@ -53,6 +53,10 @@ CHAT_PARAMS: Final = _object(
     tools={"type": "array", "items": {"type": "object"}, "description": "Functions it may call."},
     **_OUTPUT,
 )
+COUNT_PARAMS: Final = _object(
+    messages={"type": "array", "items": _MESSAGE, "description": "Without images."},
+    tools={"type": "array", "items": {"type": "object"}, "description": "Functions the model may call."},
+)
 GENERATE_PARAMS: Final = _object(
     prompt={"type": "string", "description": "Empty: only load the model."},
     suffix={"type": "string", "description": "What comes after the continuation."},

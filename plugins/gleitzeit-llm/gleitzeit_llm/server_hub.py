@@ -69,7 +69,8 @@ class ServerHub(ResourceHub[HubOptionsT], Generic[HubOptionsT]):
             raise InvalidRequest(error.problems[0].message, param=server.certificates) from None
         self.refuse_alias(instance)
         self._bring(instance)
-        return self._known[instance.id]
+        # One that is in another hub already stays there, and whoever asked for it is told so.
+        return self._known.get(instance.id, instance)
 
     def refuse_alias(self, instance: ResourceInstance) -> None:
         """Refuse a server that is there already under another URL. By default each URL is a server of its own.

@@ -83,7 +83,7 @@ def test_embeddings_are_only_read(texts: object) -> None:
     assert cost_of(EMBED, {"model": "m", "input": texts}) == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize("method", ["llm/show", "llm/models", "llm/loaded"])
+@pytest.mark.parametrize("method", ["llm/show", "llm/models", "llm/loaded", "llm/count_tokens"])
 def test_looking_something_up_is_next_to_no_work(method: str) -> None:
     """But above 0."""
     assert cost_of(method, {"model": "m"}) == 0.01

@@ -59,6 +59,7 @@ TALK = {
     "suffix": "end",
     "messages": [*HI, *HI],
     "tools": [TOOL],
+    "tool_choice": "required",
     "input": ["a", "b"],
     "dimensions": 8,
 }

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gleitzeit_llm.processes import signal_group, stop_group
+from gleitzeit_core.processes import signal_group
+from gleitzeit_llm.processes import stop_group
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process

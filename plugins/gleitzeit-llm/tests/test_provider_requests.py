@@ -29,6 +29,8 @@ ENDPOINTS = {
     ("openai", "/v1/chat/completions"): ("llm/chat", False),
     ("openai", "/v1/completions"): ("llm/generate", False),
     ("openai", "/v1/embeddings"): ("llm/embed", False),
+    ("anthropic", "/v1/messages"): ("llm/chat", False),
+    ("anthropic", "/v1/messages/count_tokens"): ("llm/count_tokens", False),
 }
 
 
@@ -57,10 +59,13 @@ def test_the_body_says_whether_it_streams(provider: LLMProvider, dialect: str, p
     assert request.stream is (stream and request.method in ("llm/chat", "llm/generate"))
 
 
-@pytest.mark.parametrize(("dialect", "order"), [("ollama", (OLLAMA, OPENAI)), ("openai", (OPENAI, OLLAMA))])
+@pytest.mark.parametrize(
+    ("dialect", "order"),
+    [("ollama", (OLLAMA, OPENAI)), ("openai", (OPENAI, OLLAMA)), ("anthropic", (OLLAMA, OPENAI))],
+)
 def test_the_callers_own_api_comes_first(provider: LLMProvider, dialect: str, order: tuple[Speaks, ...]) -> None:
-    """Where an instance speaks both, the bytes pass."""
-    path = {"ollama": "/api/chat", "openai": "/v1/chat/completions"}[dialect]
+    """Where an instance speaks both, the bytes pass; what no instance speaks goes to the richer of the two."""
+    path = {"ollama": "/api/chat", "openai": "/v1/chat/completions", "anthropic": "/v1/messages"}[dialect]
     assert provider.raw_request(dialect, path, b'{"model":"m"}').requirements.accepts == order
 
 
@@ -145,11 +150,11 @@ def test_unknown_endpoints_and_dialects_are_named(provider: LLMProvider) -> None
         provider.raw_request("ollama", "/api/chats", b'{"model":"m"}')
     with pytest.raises(UnknownName, match="unknown endpoint '/api/show'"):
         provider.raw_request("openai", "/api/show", b'{"model":"m"}')
-    with pytest.raises(UnknownName, match="unknown dialect 'anthropic'"):
-        provider.raw_request("anthropic", "/v1/messages", b'{"model":"m"}')
+    with pytest.raises(UnknownName, match="unknown dialect 'gemini'"):
+        provider.raw_request("gemini", "/v1/messages", b'{"model":"m"}')
 
 
-@pytest.mark.parametrize("method", ["llm/chat", "llm/generate", "llm/embed", "llm/show"])
+@pytest.mark.parametrize("method", ["llm/chat", "llm/generate", "llm/embed", "llm/show", "llm/count_tokens"])
 @pytest.mark.parametrize(
     ("model", "text"),
     [
@@ -181,7 +186,7 @@ def test_unknown_methods_are_named(provider: LLMProvider) -> None:
 async def test_only_text_streams(pool: StartPool) -> None:
     """Embeddings and listings have no parts."""
     started = await pool()
-    for method in ("llm/embed", "llm/models", "llm/show", "llm/loaded"):
+    for method in ("llm/embed", "llm/models", "llm/show", "llm/loaded", "llm/count_tokens"):
         request = started.provider.request(method, {"model": "m"})
         with pytest.raises(RequestError, match="in parts"):
             started.dispatcher.stream(started.provider, request)

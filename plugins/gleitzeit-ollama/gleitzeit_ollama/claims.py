@@ -7,6 +7,7 @@ that ends. Whoever gets the lock of a file that is there already is the process'
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -92,10 +93,22 @@ class Claim:
         return None if self._descriptor is None else _parsed(os.pread(self._descriptor, _MAX_BYTES, 0))
 
     def write(self, note: Note) -> None:
-        """Note what runs now."""
-        if self._descriptor is not None:
+        """Note what runs now.
+
+        Raises:
+            OSError: It cannot be written, or, the disk being full, only a part of it.
+        """
+        if self._descriptor is None:
+            return
+        text = json.dumps(asdict(note)).encode()
+        try:
             os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, json.dumps(asdict(note)).encode(), 0)
+            written = os.pwrite(self._descriptor, text, 0)
+        except OSError as error:
+            # A descriptor has no name, and somebody has to find the disk that is full.
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+        if written < len(text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def drop(self) -> None:
         """The process has ended: remove the file and unlock it. More than once is fine."""

@@ -5,40 +5,37 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 from rich.console import Console
 
 from gleitzeit_core.cli.commands import Command
+from gleitzeit_core.cli.connection import Connection, connection_options
 from gleitzeit_core.cli.context import Invocation, pass_invocation
-from gleitzeit_core.dispatch import Dispatcher
-from gleitzeit_core.errors import GleitzeitError, NoCapableInstance, UnknownName
-from gleitzeit_ollama.hub import OllamaHub
-from gleitzeit_ollama.options import InstanceOptions, OllamaOptions, checked_options
-from gleitzeit_ollama.processes import LOOPBACK, Servers
+from gleitzeit_core.errors import GleitzeitError, NoCapableInstance
+from gleitzeit_ollama.downloads import PullProgress
+from gleitzeit_ollama.local import hubs_of, running
 from gleitzeit_ollama.pull_output import Bars, JsonLines, PlainLines
-from gleitzeit_ollama.pulls import choose
+from gleitzeit_ollama.remote import RemoteModels
+from gleitzeit_ollama.where import Where
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+    from collections.abc import Coroutine, Iterable, Sequence
 
     from gleitzeit_core.resources import ResourceInstance
+    from gleitzeit_ollama.fleet import Fleet, Member
+    from gleitzeit_ollama.hub import OllamaHub
     from gleitzeit_ollama.pull_output import Output
 
 _FAILED: Final = 1
 _EXAMPLES: Final = (
     "gleitzeit models pull llama3.2",
+    "gleitzeit models pull llama3.2 --replicas 2",
     "gleitzeit models pull llama3.2:1b --instance http://gpu1:11434 --instance http://gpu2:11434",
+    "gleitzeit models pull llama3.2 --gateway http://gateway:8484",
     "gleitzeit models pull llama3.2 --json | jq -r .status",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class _Target:
-    hub: OllamaHub
-    instance: ResourceInstance
 
 
 @click.command("pull", cls=Command, examples=_EXAMPLES)
@@ -50,18 +47,43 @@ class _Target:
     metavar="ID|NAME|URL",
     help="Pull to this instance; may be repeated. A URL need not be in the configuration.",
 )
+@click.option(
+    "--replicas",
+    type=click.IntRange(1, 10_000),
+    metavar="N",
+    help="So many servers have it in the end, at least.  [default: 1]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each step.")
+@connection_options
 @pass_invocation
-def pull(invocation: Invocation, /, model: str, instances: Sequence[str], *, as_json: bool) -> None:
+def pull(
+    invocation: Invocation,
+    /,
+    model: str,
+    instances: Sequence[str],
+    connection: Connection,
+    *,
+    replicas: int | None,
+    as_json: bool,
+) -> None:
     """Download the model NAME to Ollama servers, and show the progress.
 
-    Without --instance it goes to all servers that have the model already, which updates it, or else to the one with the
-    most room. No gateway need run; one that does sees the model at its next health check.
+    Without --instance it goes to all servers that have the model already, which updates it, and to those with the most
+    room until --replicas have it. No gateway need run; one that does sees the model at its next health check. With
+    --gateway that gateway pulls: callers who want the same share a download, and a URL must be of its pool.
 
     JSON: instance, status, digest, total_bytes, completed_bytes, as far as they are known; or instance and error.
     """
-    hubs = _hubs(invocation, named=bool(instances))
-    if not asyncio.run(_pull(hubs, model, instances, _output(as_json=as_json))):
+    if instances and replicas:
+        raise click.UsageError("--replicas chooses the servers, and so does --instance: give one of them")
+    where = Where(replicas=replicas or 0, named=tuple(instances))
+    output = _output(as_json=as_json)
+    if connection.url:
+        remote = RemoteModels(connection.client(invocation).url, connection.key)
+        done = asyncio.run(_pull_there(remote, model, where, output))
+    else:
+        done = asyncio.run(_pull(hubs_of(invocation, named=bool(instances)), model, where, output))
+    if not done:
         raise click.exceptions.Exit(_FAILED)
 
 
@@ -71,48 +93,46 @@ def _output(*, as_json: bool) -> Output:
     return Bars(Console(highlight=False)) if sys.stdout.isatty() else PlainLines()
 
 
-def _hubs(invocation: Invocation, *, named: bool) -> list[OllamaHub]:
-    """Those of the configuration. Nothing else that it names is started: no store, no container, no other server.
-
-    Raises:
-        ConfigurationError: It is wrong.
-        NoCapableInstance: It has hubs, but no such one, and no instance is named on the command line.
-    """
-    config = invocation.configuration()
-    if not config.explicit_hubs:
-        return [OllamaHub()]
-    sections = config.hubs.values()
-    hubs = [
-        OllamaHub(_borrowing(s.options, s.name), name=s.name) for s in sections if isinstance(s.options, OllamaOptions)
-    ]
-    if not hubs and not named:
-        raise NoCapableInstance("the configuration has no hub of type 'ollama'; name a server with --instance URL")
-    return hubs
+async def _pull_there(remote: RemoteModels, model: str, where: Where, output: Output) -> bool:
+    """Have a gateway pull. Whether it succeeded."""
+    with output:
+        output.add(remote.url, remote.url)
+        try:
+            async with contextlib.aclosing(remote.pull(model, where)) as lines:
+                async for line in lines:
+                    output.tell(_step(remote.url, line))
+        except GleitzeitError as error:
+            output.failed(remote.url, error)
+            return False
+    return True
 
 
-def _borrowing(options: OllamaOptions, hub: str) -> OllamaOptions:
-    """Options with the servers that a gateway has started. Only where none runs one is started, for this command."""
-    if options.managed is None:
-        return options
-    ports = Servers(options.managed, hub).in_use()
-    if not ports:
-        one = options.managed.model_copy(update={"min_instances": 1, "max_instances": 1})
-        return options.model_copy(update={"managed": one})
-    running = [InstanceOptions(url=f"http://{LOOPBACK}:{port}") for port in ports]
-    return options.model_copy(update={"managed": None, "instances": [*options.instances, *running]})
+def _step(name: str, line: dict[str, Any]) -> PullProgress:
+    return PullProgress(
+        instance_id=name,
+        status=str(line.get("status", "")),
+        digest=str(line.get("digest", "")),
+        total_bytes=line.get("total"),
+        completed_bytes=line.get("completed"),
+    )
 
 
-async def _pull(hubs: Sequence[OllamaHub], model: str, given: Sequence[str], output: Output) -> bool:
+async def _pull(hubs: Sequence[OllamaHub], model: str, where: Where, output: Output) -> bool:
     """Pull to all targets at once. Whether all succeeded."""
-    async with _running() as dispatcher:
-        for hub in hubs:
-            await dispatcher.shell.add_hub(hub)
-        targets = await (_named(dispatcher, hubs, given) if given else _chosen(hubs, model))
+    async with running(hubs, where.named) as fleet:
+        targets = await _targets(fleet, model, where)
         with output:
             for target in targets:
-                output.add(target.instance.id, _label(target.instance))
+                output.add(target.id, _label(target.instance))
             succeeded = await _all(_pull_one(target, model, output) for target in targets)
     return all(succeeded)
+
+
+async def _targets(fleet: Fleet, model: str, where: Where) -> list[Member]:
+    try:
+        return await fleet.targets(model, where)
+    except NoCapableInstance as error:
+        raise NoCapableInstance(f"{error}; name a server with --instance http://HOST:11434") from None
 
 
 async def _all(works: Iterable[Coroutine[Any, Any, bool]]) -> list[bool]:
@@ -126,77 +146,14 @@ async def _all(works: Iterable[Coroutine[Any, Any, bool]]) -> list[bool]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-@contextlib.asynccontextmanager
-async def _running() -> AsyncIterator[Dispatcher]:
-    dispatcher = Dispatcher()
-    try:
-        yield dispatcher
-    finally:
-        await dispatcher.aclose()
-
-
-async def _named(dispatcher: Dispatcher, hubs: Sequence[OllamaHub], given: Sequence[str]) -> list[_Target]:
-    found: dict[str, _Target] = {}
-    strangers = []
-    for name in given:
-        target = _find(hubs, name)
-        if target is None:
-            strangers.append(name)
-        else:
-            found[target.instance.id] = target
-    if strangers:
-        hub = OllamaHub(_options_for(hubs, strangers), name="command line")
-        await dispatcher.shell.add_hub(hub)
-        found |= {instance.id: _Target(hub, instance) for instance in hub.instances}
-    return list(found.values())
-
-
-def _find(hubs: Sequence[OllamaHub], name: str) -> _Target | None:
-    for hub in hubs:
-        with contextlib.suppress(UnknownName):
-            return _Target(hub, hub.find(name))
-    return None
-
-
-def _options_for(hubs: Sequence[OllamaHub], given: Sequence[str]) -> OllamaOptions:
-    """Options with the servers that are named by URL only.
-
-    Raises:
-        UnknownName: One is named otherwise.
-        ConfigurationError: A URL is wrong.
-    """
-    known = [instance.id for hub in hubs for instance in hub.instances]
-    for name in given:
-        if "://" not in name:
-            raise UnknownName("instance", name, known, "or give a URL: http://HOST:11434")
-    return checked_options({"instances": list(given)})
-
-
-async def _chosen(hubs: Sequence[OllamaHub], model: str) -> list[_Target]:
-    results = await asyncio.gather(*(hub.survey() for hub in hubs), return_exceptions=True)
-    hub_of: dict[str, OllamaHub] = {}
-    answering: list[ResourceInstance] = []
-    for hub, result in zip(hubs, results, strict=True):
-        if not isinstance(result, BaseException):
-            answering += result
-            hub_of |= {instance.id: hub for instance in result}
-    if not answering:
-        error = next(result for result in results if isinstance(result, BaseException))
-        if isinstance(error, NoCapableInstance):
-            raise NoCapableInstance(f"{error}; name a server with --instance http://HOST:11434")
-        raise error
-    return [_Target(hub_of[instance.id], instance) for instance in choose(answering, model)]
-
-
-async def _pull_one(target: _Target, model: str, output: Output) -> bool:
+async def _pull_one(target: Member, model: str, output: Output) -> bool:
     """Whether it succeeded."""
-    instance_id = target.instance.id
     try:
-        async with contextlib.aclosing(target.hub.pull(model, instances=[instance_id])) as steps:
+        async with contextlib.aclosing(target.hub.pull(model, instances=[target.id])) as steps:
             async for step in steps:
                 output.tell(step)
     except GleitzeitError as error:
-        output.failed(instance_id, error)
+        output.failed(target.id, error)
         return False
     return True
 

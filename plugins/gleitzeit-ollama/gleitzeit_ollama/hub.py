@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from gleitzeit_core.errors import (
     FailureKind,
@@ -16,19 +16,25 @@ from gleitzeit_core.errors import (
     UnknownName,
 )
 from gleitzeit_core.resources import Ownership, ResourceInstance
+from gleitzeit_llm.failures import explaining
 from gleitzeit_llm.models import capability
 from gleitzeit_llm.server_hub import channel_of
 from gleitzeit_ollama.addresses import normalised, without_aliases
 from gleitzeit_ollama.discovery import Discovery
-from gleitzeit_ollama.downloads import PullProgress, Tell, download
+from gleitzeit_ollama.downloads import Job, PullProgress, Tell, carry_out
 from gleitzeit_ollama.managed import KeepingHub
 from gleitzeit_ollama.options import InstanceOptions, OllamaOptions
 from gleitzeit_ollama.pulls import Feed, Pulls, choose
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable, Sequence
+    from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+
+    from gleitzeit_llm.upstream import Reply
 
 logger = logging.getLogger(__name__)
+
+PROMPT_S: Final = 60.0
+"""What a server does at once, such as a deletion, may take so long: its disk may be busy."""
 
 
 class OllamaHub(KeepingHub):
@@ -121,7 +127,7 @@ class OllamaHub(KeepingHub):
             answering = await self.survey()
             targets = () if _with(model, answering) else self._choice(model, answering)
         else:
-            named = await self._all_refreshed(self._named(instances))
+            named = await self._all_refreshed(self.named(instances))
             targets = tuple(instance for instance in named if not _with(model, [instance]))
         await self._pull_to(targets, model, progress or _ignore)
         return tuple(instance.id for instance in targets)
@@ -140,7 +146,7 @@ class OllamaHub(KeepingHub):
             RequestError, UnknownName: As for `ensure_model`; with several instances, when all have ended.
         """
         _check_name(model)
-        targets = self._named(instances) if instances is not None else self._choice(model, await self.survey())
+        targets = self.named(instances) if instances is not None else self._choice(model, await self.survey())
         feed = Feed()
         work = asyncio.create_task(self._pull_to(targets, model, feed.put))
         work.add_done_callback(lambda _: feed.end())
@@ -159,15 +165,24 @@ class OllamaHub(KeepingHub):
             NoCapableInstance: There is none that may be asked.
             Unavailable: None of them answers.
         """
-        asked = [instance for instance in self.instances if not _why_not(instance)]
-        if not asked:
-            raise NoCapableInstance(f"hub {self.name!r} {self._why_none()}")
-        results = await asyncio.gather(*map(self._refreshed, asked), return_exceptions=True)
+        asked = self.open_to_models()
+        results = await asyncio.gather(*map(self.refreshed, asked), return_exceptions=True)
         answering = tuple(result for result in results if isinstance(result, ResourceInstance))
         if not answering:
             reasons = "; ".join(str(result) for result in results)
             raise Unavailable(f"no instance of hub {self.name!r} answers: {reasons}", instances=[i.id for i in asked])
         return answering
+
+    def open_to_models(self) -> tuple[ResourceInstance, ...]:
+        """The instances whose models may be changed: all but static ones, and those whose models are configured.
+
+        Raises:
+            NoCapableInstance: There is none.
+        """
+        found = tuple(instance for instance in self.instances if not _why_not(instance))
+        if not found:
+            raise NoCapableInstance(f"hub {self.name!r} {self._why_none()}")
+        return found
 
     def find(self, given: str) -> ResourceInstance:
         """The instance with this id, name or URL.
@@ -182,7 +197,77 @@ class OllamaHub(KeepingHub):
             names = (instance.id, _options(instance).name or instance.id)
             if given in names or url == without_aliases(instance.endpoint):
                 return instance
-        raise UnknownName("instance", given, [instance.id for instance in self.instances])
+        raise UnknownName("instance", given, [instance.id for instance in self.instances], are="there is")
+
+    def named(self, given: Iterable[str]) -> tuple[ResourceInstance, ...]:
+        """The instances with these ids, names or URLs, each once.
+
+        Raises:
+            UnknownName: There is no such instance.
+            InvalidRequest: The models of one of them may not be changed.
+        """
+        found = {instance.id: instance for instance in map(self.find, given)}
+        for instance in found.values():
+            why_not = _why_not(instance)
+            if why_not:
+                raise InvalidRequest(f"no model can be pulled to {instance.endpoint}: {why_not}")
+        return tuple(found.values())
+
+    async def refreshed(self, instance: ResourceInstance) -> ResourceInstance:
+        """An instance as it is now, made known to all.
+
+        Raises:
+            InstanceFailure: It is not well.
+        """
+        timeout_s = self.options.check_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                now = await self.check(instance)
+        except TimeoutError:
+            text = f"{instance.endpoint} did not answer within {timeout_s:g} s"
+            raise InstanceFailure(FailureKind.TIMEOUT, text, instance_id=instance.id) from None
+        if instance.id in self._known:
+            self.publish(now)
+        return now
+
+    async def carry_out(self, instance: ResourceInstance, job: Job, tell: Tell) -> None:
+        """Have an instance do a job, telling each step. When it tells of success, the pool knows what has changed.
+
+        Raises:
+            InstanceFailure: It could not, or broke off.
+        """
+        stall_s = self.options.pull_stall_timeout_s
+        success = await carry_out(self._upstream, instance, channel_of(instance), job, tell=tell, stall_s=stall_s)
+        # Whoever hears of the success may ask for the model at once, so it must be known by then. If the server does
+        # not answer now, its health checks will say so.
+        with contextlib.suppress(InstanceFailure):
+            await self.refreshed(instance)
+        tell(success)
+
+    async def ask(
+        self,
+        instance: ResourceInstance,
+        method: str,
+        path: str,
+        payload: bytes | Mapping[str, Any] | None = None,
+        *,
+        limit_s: float = PROMPT_S,
+    ) -> Reply:
+        """One call to an instance, for at most `limit_s` seconds.
+
+        Raises:
+            InstanceFailure: It did not succeed; in the server's own words, where it has any.
+        """
+        try:
+            async with asyncio.timeout(limit_s):
+                with explaining("ollama", same_api=True):
+                    return await self._upstream.request(channel_of(instance), method, path, payload)
+        except InstanceFailure as failure:
+            failure.instance_id = instance.id
+            raise
+        except TimeoutError:
+            text = f"{instance.endpoint} did not answer {method} {path} within {limit_s:g} s"
+            raise InstanceFailure(FailureKind.TIMEOUT, text, instance_id=instance.id) from None
 
     # -- inside ------------------------------------------------------------------------------------------------
 
@@ -203,22 +288,9 @@ class OllamaHub(KeepingHub):
             logger.debug("hub %s: nothing to pool at %s: %s", self.name, url, error)
             return None
 
-    async def _refreshed(self, instance: ResourceInstance) -> ResourceInstance:
-        """An instance as it is now, made known to all."""
-        timeout_s = self.options.check_timeout_s
-        try:
-            async with asyncio.timeout(timeout_s):
-                now = await self.check(instance)
-        except TimeoutError:
-            text = f"{instance.endpoint} did not answer within {timeout_s:g} s"
-            raise InstanceFailure(FailureKind.TIMEOUT, text, instance_id=instance.id) from None
-        if instance.id in self._known:
-            self.publish(now)
-        return now
-
     async def _all_refreshed(self, instances: Iterable[ResourceInstance]) -> list[ResourceInstance]:
         """All of them as they are now; the first failure, when all have answered."""
-        results = await asyncio.gather(*map(self._refreshed, instances), return_exceptions=True)
+        results = await asyncio.gather(*map(self.refreshed, instances), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
                 raise result
@@ -229,14 +301,6 @@ class OllamaHub(KeepingHub):
             return "has no instance that a model can be pulled to"
         ports = ", ".join(map(str, self.options.discover_ports))
         return f"has found no Ollama server, neither at OLLAMA_HOST nor on loopback ports {ports}"
-
-    def _named(self, given: Iterable[str]) -> tuple[ResourceInstance, ...]:
-        found = {instance.id: instance for instance in map(self.find, given)}
-        for instance in found.values():
-            why_not = _why_not(instance)
-            if why_not:
-                raise InvalidRequest(f"no model can be pulled to {instance.endpoint}: {why_not}")
-        return tuple(found.values())
 
     def _choice(self, model: str, answering: Sequence[ResourceInstance]) -> tuple[ResourceInstance, ...]:
         """Where to pull to: where that is being done already, or as `choose` says."""
@@ -253,20 +317,8 @@ class OllamaHub(KeepingHub):
         if failures:
             raise failures[0]
 
-    async def _download(self, instance: ResourceInstance, model: str, tell: Tell) -> None:
-        success = await download(
-            self._upstream,
-            instance,
-            channel_of(instance),
-            model,
-            tell=tell,
-            stall_s=self.options.pull_stall_timeout_s,
-        )
-        # Whoever hears of the success may ask for the model at once, so it must be known by then. If the server does
-        # not answer now, its health checks will say so.
-        with contextlib.suppress(InstanceFailure):
-            await self._refreshed(instance)
-        tell(success)
+    async def _download(self, instance: ResourceInstance, model: str, tell: Tell, insecure: bool) -> None:  # noqa: FBT001 - as `Pulls` calls it
+        await self.carry_out(instance, Job("pull", model, {"insecure": True} if insecure else {}), tell)
 
 
 def _options(instance: ResourceInstance) -> InstanceOptions:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import socket
+import tempfile
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -108,9 +109,15 @@ class Servers:
         """Make the directory for logs and notes.
 
         Raises:
-            OSError: It cannot be made.
+            OSError: It cannot be made, or no file can be made in it.
         """
-        await asyncio.to_thread(self._dir.mkdir, 0o700, parents=True, exist_ok=True)
+        await asyncio.to_thread(self._make_directory)
+
+    def _make_directory(self) -> None:
+        self._dir.mkdir(0o700, parents=True, exist_ok=True)
+        # Better said now than at each start of a server.
+        with tempfile.TemporaryFile(dir=self._dir):
+            return
 
     # -- starting ----------------------------------------------------------------------------------------------
 

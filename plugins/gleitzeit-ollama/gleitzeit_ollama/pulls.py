@@ -15,24 +15,31 @@ from gleitzeit_ollama.downloads import PullProgress, Tell
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
-Download: TypeAlias = Callable[[ResourceInstance, str, Tell], Coroutine[Any, Any, None]]
+Download: TypeAlias = Callable[[ResourceInstance, str, Tell, bool], Coroutine[Any, Any, None]]
 
 
 def choose(
-    instances: Iterable[ResourceInstance], model: str, running: Callable[[str], int] = lambda _: 0
+    instances: Iterable[ResourceInstance],
+    model: str,
+    running: Callable[[str], int] = lambda _: 0,
+    *,
+    replicas: int = 1,
+    pulling: Callable[[ResourceInstance], object] = lambda _: False,
 ) -> tuple[ResourceInstance, ...]:
-    """Where to pull a model to when nobody says: to all that have it already, which updates it, or else to one.
+    """Where to pull a model to when nobody says: to all that have it already, which updates it, or else to some.
 
-    That one has the most room: the fewest pulls, then the fewest models in memory for its weight, then the fewest bytes
-    of models on disk for its weight.
+    Those have the most room: the fewest pulls, then the fewest models in memory for their weight, then the fewest bytes
+    of models on disk for their weight.
 
     Args:
         instances: As they are now.
         model: Its name.
         running: How many pulls go to an instance, by its id.
+        replicas: How many shall have it in the end, at least.
+        pulling: Whether an instance is getting it now; those count as having it.
     """
     there = tuple(instances)
-    have = tuple(instance for instance in there if capability(model) in instance.capabilities)
+    have = tuple(i for i in there if capability(model) in i.capabilities or pulling(i))
 
     def occupied(instance: ResourceInstance) -> tuple[int, float, float, str]:
         sizes = (entry.get("size") for entry in entries(instance).values())
@@ -40,7 +47,9 @@ def choose(
         weight = instance.weight
         return running(instance.id), len(instance.warm) / weight, stored_bytes / weight, instance.id
 
-    return have or tuple(sorted(there, key=occupied)[:1])
+    theirs = {instance.id for instance in have}
+    others = sorted((instance for instance in there if instance.id not in theirs), key=occupied)
+    return have + tuple(others[: max(0, replicas - len(have))])
 
 
 @dataclass(slots=True, eq=False)
@@ -61,7 +70,7 @@ class _Follower:
 class _Pull:
     """A download under way, and who waits for it."""
 
-    key: tuple[str, str]
+    key: tuple[str, str, bool]
     followers: list[_Follower] = field(default_factory=list)
     steps: dict[tuple[str, str], PullProgress] = field(default_factory=dict)
     task: asyncio.Task[None] | None = None
@@ -84,12 +93,12 @@ class Pulls:
     """The downloads under way, at most one for each instance and model.
 
     Args:
-        download: Makes one: gets the instance, the model and whom to tell.
+        download: Makes one: gets the instance, the model, whom to tell, and whether the registry need not be secure.
     """
 
     def __init__(self, download: Download) -> None:
         self._download = download
-        self._running: dict[tuple[str, str], _Pull] = {}
+        self._running: dict[tuple[str, str, bool], _Pull] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
@@ -100,20 +109,21 @@ class Pulls:
     def running(self, instance_id: str, model: str = "") -> int:
         """How many go to this instance; only those of `model` when it is given."""
         return sum(
-            1 for instance, name in self._running if instance == instance_id and name == canonical(model or name)
+            1 for instance, name, _ in self._running if instance == instance_id and name == canonical(model or name)
         )
 
-    async def follow(self, instance: ResourceInstance, model: str, tell: Tell) -> None:
+    async def follow(self, instance: ResourceInstance, model: str, tell: Tell, *, insecure: bool = False) -> None:
         """Wait until `instance` has pulled `model`; begin that if nobody has.
 
         Who comes late is first told what happened so far. Who is cancelled leaves the others alone; the last to leave
-        ends the download, and returns when its connection is closed.
+        ends the download, and returns when its connection is closed. Only those join who agree on `insecure`: whether
+        the registry may be one without a certificate.
 
         Raises:
             InstanceFailure: The pull failed.
             ClosedError: The hub was closed.
         """
-        pull = self._join(instance, model)
+        pull = self._join(instance, model, insecure=insecure)
         follower = _Follower(tell, asyncio.get_running_loop().create_future())
         pull.followers.append(follower)
         try:
@@ -123,13 +133,13 @@ class Pulls:
         finally:
             await self._leave(pull, follower)
 
-    def _join(self, instance: ResourceInstance, model: str) -> _Pull:
-        key = (instance.id, canonical(model))
+    def _join(self, instance: ResourceInstance, model: str, *, insecure: bool) -> _Pull:
+        key = (instance.id, canonical(model), insecure)
         pull = self._running.get(key)
         if pull is None:
             # Whoever began it may leave before it ends, so it runs on its own and tells through `pull`.
             pull = self._running[key] = _Pull(key)
-            work = self._download(instance, model, pull.tell)
+            work = self._download(instance, model, pull.tell, insecure)
             pull.task = asyncio.create_task(work, name=f"pull of {model} to {instance.id}")
             self._tasks.add(pull.task)
             pull.task.add_done_callback(lambda task: self._ended(pull, task))

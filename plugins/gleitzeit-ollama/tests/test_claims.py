@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -37,6 +38,22 @@ def test_only_one_has_it(tmp_path: Path) -> None:
     assert again is not None
     again.drop()
     assert repr(again) == "<Claim note.json, dropped>"
+
+
+@pytest.mark.parametrize("room_bytes", [0, 10])
+def test_a_note_that_is_not_written_whole_is_an_error(tmp_path: Path, room_bytes: int) -> None:
+    """The error names the file; half a note would leave behind a process that nobody finds again."""
+    claim = Claim.take(tmp_path / "note.json")
+    assert claim is not None
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # As on a disk that is full, a write beyond the limit is short, and the next one fails.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room_bytes, hard))
+    try:
+        with pytest.raises(OSError, match=r"note\.json"):
+            claim.write(Note(7, "then", 11434, "so"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    claim.drop()
 
 
 def test_a_note_is_read_by_the_next_owner(tmp_path: Path) -> None:

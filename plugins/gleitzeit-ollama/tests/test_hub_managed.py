@@ -195,6 +195,14 @@ async def test_a_directory_that_cannot_be_made_is_a_wrong_configuration(
     await dispatcher.aclose()
 
 
+async def test_a_directory_that_takes_no_files_is_a_wrong_configuration(managed: Callable[..., dict[str, Any]]) -> None:
+    """It is there, but nothing can be made in it: said before a server is started, not at each one."""
+    dispatcher = Dispatcher()
+    with pytest.raises(ConfigurationError, match=r"hubs\.ollama\.managed\.log_dir: cannot be used"):
+        await dispatcher.shell.add_hub(OllamaHub(checked_options(managed(log_dir="/proc/self"))))
+    await dispatcher.aclose()
+
+
 async def test_a_start_that_is_cancelled_leaves_nothing(managed: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     """While the server starts: it is ended, and its note is gone."""
     file = tmp_path / "pid"

@@ -146,3 +146,9 @@ def test_options_and_plugin_are_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_range_of_ports_has_two_ends() -> None:
+    """One or three numbers are refused, with the place."""
+    assert "ports[1]: is missing" in _problems(managed={"ports": [21100]})
+    assert "ports: may have 2 entries at most" in _problems(managed={"ports": [1, 2, 3]})

@@ -252,6 +252,16 @@ async def test_a_server_that_is_gone_cannot_pull(pool: StartPool, ollama: Ollama
         [step async for step in pooled.hub.pull("big", instances=[ollama.url])]
 
 
+async def test_a_call_has_a_limit(pool: StartPool, ollama: OllamaServer) -> None:
+    """A server that never answers a call that is done at once has failed after the limit, and is let go."""
+    pooled = await pool(ollama.url)
+    ollama.script.next(Hang(), on="/api/delete")
+    with pytest.raises(InstanceFailure, match=r"did not answer DELETE /api/delete within 0\.1 s") as caught:
+        await pooled.hub.ask(pooled.instance(ollama.url), "DELETE", "/api/delete", {"model": "tiny"}, limit_s=0.1)
+    assert (caught.value.kind, caught.value.instance_id) == (FailureKind.TIMEOUT, pooled.instance(ollama.url).id)
+    await ollama.wait_for(lambda server: all(record.finished for record in server.requests))
+
+
 async def test_a_pull_that_succeeded_stands_though_the_server_dies(pool: StartPool, ollama: OllamaServer) -> None:
     """When the look at the new model fails, the pull has succeeded nevertheless; health checks tell the rest."""
     pooled = await pool(ollama.url, check_timeout_s=0.1)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from gleitzeit_llm.dialects.base import Dialect
+from gleitzeit_llm.dialects.anthropic_client import AnthropicClient
+from gleitzeit_llm.dialects.base import ClientDialect, Dialect
 from gleitzeit_llm.dialects.errors import error_text
 from gleitzeit_llm.dialects.ollama import OllamaClient, OllamaInstance
 from gleitzeit_llm.dialects.openai_client import OpenAIClient
@@ -22,4 +23,9 @@ DIALECTS: Mapping[str, Dialect] = MappingProxyType(
 )
 """By name: of a client API, and of an api that instances offer."""
 
-__all__ = ["DIALECTS", "Dialect", "error_text"]
+CLIENTS: Mapping[str, ClientDialect] = MappingProxyType(
+    {**{name: dialect.client for name, dialect in DIALECTS.items()}, "anthropic": AnthropicClient()}
+)
+"""By name: all client APIs, those among them that no instance is spoken to in."""
+
+__all__ = ["CLIENTS", "DIALECTS", "Dialect", "error_text"]

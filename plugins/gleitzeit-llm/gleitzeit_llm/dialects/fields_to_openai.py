@@ -63,6 +63,13 @@ def effort(value: object, param: str) -> str:
     return str(value)
 
 
+def tool_choice(value: object, param: str) -> str:
+    """`tool_choice`, which Ollama does not have; it is called the same here and there."""
+    if value not in ("auto", "none", "required"):
+        raise InvalidRequest(f"{param!r} must be 'auto', 'none' or 'required'", param=param)
+    return str(value)
+
+
 OPTIONS = table(
     TARGET,
     mapped("num_predict", "max_tokens", convert=limit),
@@ -114,6 +121,7 @@ CHAT = table(
     *_TALK,
     together("messages", "messages"),
     mapped("tools", "tools", convert=values.tools),
+    mapped("tool_choice", "tool_choice", convert=tool_choice),
 )
 GENERATE = table(
     TARGET,

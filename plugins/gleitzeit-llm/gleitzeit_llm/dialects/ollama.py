@@ -92,8 +92,16 @@ class OllamaInstance:
     name = "ollama"
 
     def encode(self, method: str, params: Mapping[str, Any], *, stream: bool = False) -> Upstream:
-        """See `InstanceDialect.encode`. Unknown fields go along: the instance knows best what it knows."""
+        """See `InstanceDialect.encode`. Unknown fields go along: the instance knows best what it knows.
+
+        But for one that would change the answer, and that Ollama skips without a word.
+        """
         model_of(params)
+        if params.get("tool_choice") == "required":
+            raise InvalidRequest(
+                "'tool_choice' cannot be carried over to an Ollama server: a model there cannot be made to call a tool",
+                param="tool_choice",
+            )
         payload = dict(params)
         payload.pop("stream", None)
         if method != EMBED:

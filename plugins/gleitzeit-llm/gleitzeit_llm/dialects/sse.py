@@ -19,9 +19,9 @@ _BOM = b"\xef\xbb\xbf"
 _SILENT_FIELDS = frozenset({b"event", b"id", b"retry"})
 
 
-def event(data: bytes) -> bytes:
-    """One event with one line of data."""
-    return b"data: %b\n\n" % data
+def event(data: bytes, name: bytes = b"") -> bytes:
+    """One event with one line of data, and a name where it has one."""
+    return b"event: %b\ndata: %b\n\n" % (name, data) if name else b"data: %b\n\n" % data
 
 
 class EventBuffer:

@@ -19,7 +19,7 @@ from gleitzeit_ollama.testing.answers import (
     json_answer,
     line,
 )
-from gleitzeit_ollama.testing.fields import text
+from gleitzeit_ollama.testing.fields import table, text
 from gleitzeit_ollama.testing.golang import JsonObject, dumps, quote, timestamp
 from gleitzeit_ollama.testing.models import (
     Model,
@@ -32,7 +32,7 @@ from gleitzeit_ollama.testing.native import known_model
 from gleitzeit_ollama.testing.recorded import recording
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from gleitzeit_ollama.testing.exchange import Exchange
 
@@ -187,12 +187,14 @@ def _push(exchange: Exchange, name: str) -> Iterator[JsonObject]:
 
 
 async def create(exchange: Exchange) -> Answer:
-    """POST /api/create, from another model."""
+    """POST /api/create, from another model or from files that were uploaded as blobs."""
     body = exchange.read("CreateRequest")
     name = text(body, "model", "name")
     if not is_valid_name(name):
         raise ApiError(_BAD_REQUEST, _INVALID_NAME)
-    source = text(body, "from")
+    source, files = text(body, "from"), table(body, "files")
+    if files:
+        return _progress(body, _create_from_files(exchange, name, [str(digest) for digest in files.values()]))
     if not source:
         raise ApiError(_BAD_REQUEST, "neither 'from' or 'files' was specified")
     return _progress(body, _create(exchange, name, source, text(body, "system")))
@@ -212,6 +214,19 @@ def _create(exchange: Exchange, name: str, source: str, system: str) -> Iterator
     yield {"status": "writing manifest"}
     made = replace(parent, name=name, parent=parent.name, modified_at_s=time.time())
     catalogue.add(replace(made, system=system or parent.system))
+    yield {"status": "success"}
+
+
+def _create_from_files(exchange: Exchange, name: str, digests: Sequence[str]) -> Iterator[JsonObject]:
+    for digest in digests:
+        if digest not in exchange.server.blobs:
+            yield {"error": f"open {_STORE}/blobs/{digest.replace(':', '-')}: no such file or directory"}
+            return
+    yield {"status": "parsing GGUF"}
+    for digest in digests:
+        yield {"status": f"using existing layer {digest}"}
+    yield {"status": "writing manifest"}
+    exchange.server.catalogue.add(Model(name))
     yield {"status": "success"}
 
 
