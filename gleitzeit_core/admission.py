@@ -173,7 +173,7 @@ class Admission:
         self.pool.judge(slot, outcome)
         # Work under a lease has nothing to free: that is the lease's.
         if not slot.freed:
-            (ticket.balancer or self._table.balancer(ticket)).finish(ticket, record, outcome)
+            (ticket.balancer or self._table.balancer(ticket)).finish(ticket, slot, outcome)
             supplier = self.suppliers.get(slot.instance.hub)
             if supplier is not None and supplier.recycles and slot.used:
                 self._effects.append(Recycle(slot, outcome))
@@ -367,9 +367,9 @@ class Admission:
         """After a change of who may serve: grant what can be, send away whose wait is hopeless, ask hubs for more."""
         self._grant()
         for balancer in tuple(self._queues):
-            # While something serves, only those that were tried there may have nowhere to go.
-            doubtful = tuple(balancer.waiting) if balancer.tried or not balancer.snapshot.candidates else ()
-            for ticket in doubtful:
+            # While something serves, only those that were tried there, or that a filter keeps away, have nowhere to go.
+            doubtful = balancer.tried or balancer.strategy.narrows or not balancer.snapshot.candidates
+            for ticket in tuple(balancer.waiting) if doubtful else ():
                 hopeless = self._prospects.hopeless(balancer, ticket)
                 if hopeless is not None:
                     self._reject(ticket, hopeless)

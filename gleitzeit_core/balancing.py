@@ -195,6 +195,21 @@ class LoadBalancer:
             view = View([record for record in view.candidates if ticket.may_use(record)])
         return self._ask(ticket, view) if view.has_room() else None
 
+    def considers(self, ticket: Ticket) -> bool:
+        """Whether any of the instances that are up, busy or not, may serve `ticket`."""
+        view: View = self.snapshot
+        if not any(ticket.may_use(record) for record in self._snapshot.candidates):
+            return False
+        if not self.strategy.narrows:
+            return True
+        if ticket.excluded:
+            view = View([record for record in self._snapshot.candidates if ticket.may_use(record)])
+        try:
+            return self.strategy.considers(ticket.request, view)
+        except Exception:
+            logger.exception("strategy %r failed", self.strategy.name)
+            return True
+
     def spare(self, ticket: Ticket, *, warm: bool) -> Record | None:
         """An instance for `ticket` out of plenty: nobody waits, and a fifth of all slots is free. None otherwise.
 
@@ -248,11 +263,13 @@ class LoadBalancer:
             logger.exception("strategy %r failed", self.strategy.name)
         return slot
 
-    def finish(self, ticket: Ticket, record: Record, outcome: Outcome) -> None:
-        """A try on `record` ended."""
-        step, self._step = self._step, _MEAN_STEP
-        self._service_s += step * (outcome.total_s - self._service_s)
-        self._cost += step * (ticket.request.cost - self._cost)
+    def finish(self, ticket: Ticket, slot: Slot, outcome: Outcome) -> None:
+        """A try on `slot` ended."""
+        # One whose caller left before the work began says nothing of how long that takes.
+        if slot.used:
+            step, self._step = self._step, _MEAN_STEP
+            self._service_s += step * (outcome.total_s - self._service_s)
+            self._cost += step * (ticket.request.cost - self._cost)
         if self.waiting:
             self._rate.end(self._clock.monotonic())
             if ticket.charge is not None:
@@ -262,7 +279,7 @@ class LoadBalancer:
         if strategy is None:
             return
         try:
-            strategy.finished(ticket.request, record, outcome)
+            strategy.finished(ticket.request, slot.record, outcome)
         except Exception:
             logger.exception("strategy %r failed", strategy.name)
 

@@ -395,6 +395,6 @@ def checked_ttl_s(ttl_s: float) -> float:
     Raises:
         InvalidRequest: It is not a number above 0.
     """
-    if not isinstance(ttl_s, int | float) or not 0 < ttl_s < math.inf:
+    if not 0 < ttl_s < math.inf:
         raise InvalidRequest(f"ttl_s must be a number above 0, not {ttl_s!r}", param="ttl_s")
     return ttl_s

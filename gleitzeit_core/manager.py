@@ -261,7 +261,7 @@ class ResourceManager:
             InvalidRequest: `share` is out of bounds, kept for nobody, or more than what is left.
         """
         dispatcher = self.dispatcher
-        if not isinstance(share, int | float) or not 0 < share <= 1 or not (tenant or model):
+        if not 0 < share <= 1 or not (tenant or model):
             raise InvalidRequest("a share is above 0 and at most 1, for a tenant or a model", param="share")
         name = method_or_route
         if name not in {route.name for route in self.config.routes}:

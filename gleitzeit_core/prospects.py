@@ -35,7 +35,7 @@ class Prospects:
     def hopeless(self, balancer: LoadBalancer, ticket: Ticket) -> RequestError | None:
         """Why waiting cannot help; None when it can."""
         snapshot = balancer.snapshot
-        if any(ticket.may_use(record) for record in snapshot.candidates) or any(map(self._coming, snapshot.records)):
+        if balancer.considers(ticket) or any(map(self._coming, snapshot.records)):
             return None
         if ticket.patient_until > self._clock.monotonic():
             return None
@@ -44,9 +44,10 @@ class Prospects:
             return None
         if ticket.last_failure is not None:
             return ticket.last_failure
-        return self._nobody(
-            snapshot, balancer.requirements, "; ".join(offer.reason for offer in offers if offer.reason)
-        )
+        reasons = [offer.reason for offer in offers if offer.reason]
+        if snapshot.candidates:
+            reasons.append(f"those that are up are left out by the route's strategy {balancer.strategy}")
+        return self._nobody(snapshot, balancer.requirements, "; ".join(reasons))
 
     def _coming(self, record: Record) -> bool:
         """Whether it is being created, or retired just now, which may make room for another."""
@@ -61,7 +62,8 @@ class Prospects:
         if snapshot.records:
             names = [record.instance.id for record in snapshot.records]
             states = ", ".join(_described(record) for record in snapshot.records[:_SHOWN_MAX])
-            return Unavailable(f"no instance is up for {needs}: {states}{why}", instances=names)
+            can = "can be used" if snapshot.candidates else "is up"
+            return Unavailable(f"no instance {can} for {needs}: {states}{why}", instances=names)
         if why:
             return Unavailable(f"no instance can be had for {needs}{why}")
         have = sorted({c for record in self._pool.records.values() for c in record.instance.capabilities})

@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict
 
+from gleitzeit_core.errors import FailureKind, InstanceFailure, Unavailable
+from gleitzeit_core.pool import State
 from gleitzeit_core.strategies.base import WAIT, Filter, NoOptions, Strategy, View
 from gleitzeit_core.strategies.chain import Chain
 from gleitzeit_core.strategies.simple import LeastLoaded, RandomChoice, RoundRobin
@@ -224,3 +226,47 @@ def test_a_chain_of_others_is_another(other: Callable[[Random, Clock], Strategy[
 def test_it_shows_its_members() -> None:
     """In their order."""
     assert repr(chain("gpu")(Random(0), ManualClock())) == "<Chain tagged -> least_loaded>"
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_a_filter_leaves_nothing_of_is_refused_at_once(alone: bool) -> None:  # noqa: FBT001 - a parameter
+    """Busy ones that it keeps are waited for; when none that it keeps is up, nor coming, those who wait are told."""
+
+    def make(random: Random, clock: Clock) -> Strategy[Any]:
+        only = Tagged(TagOptions(tag="far"), random=random, clock=clock)
+        return only if alone else Chain([only], LeastLoaded(NoOptions(), random=random, clock=clock))
+
+    machine = Machine(make)
+    machine.add("near")
+    far = machine.add("far", tags=frozenset({"far"}), max_concurrent=1)
+    machine.submit()
+    waiting = machine.submit()
+    assert waiting not in machine.rejected
+    machine.admission.set_state(far.instance.id, State.DOWN, "refused the connection")
+    error = machine.rejected[waiting]
+    assert isinstance(error, Unavailable)
+    assert "far is down (refused the connection)" in error.message
+    assert f"left out by the route's strategy {'tagged' if alone else 'tagged -> least_loaded'}" in error.message
+    with pytest.raises(Unavailable, match="near is ready"):
+        machine.submit()
+    machine.admission.set_state(far.instance.id, State.READY, "")
+    machine.release(next(iter(machine.granted)))
+    assert machine.where(machine.submit()) == "far"
+
+
+def test_a_retry_that_its_filter_leaves_nothing_gets_the_first_error() -> None:
+    """It does not wait for an instance that it may not be given again."""
+    machine = Machine(
+        lambda random, clock: Chain(
+            [Tagged(TagOptions(tag="far"), random=random, clock=clock)],
+            LeastLoaded(NoOptions(), random=random, clock=clock),
+        )
+    )
+    machine.add("near")
+    machine.add("far", tags=frozenset({"far"}))
+    ticket = machine.submit()
+    slot = machine.release(ticket, FailureKind.SERVER_ERROR)
+    ticket.excluded |= {(slot.instance.id, slot.instance.generation)}
+    ticket.last_failure = InstanceFailure(FailureKind.SERVER_ERROR, "the first error")
+    with pytest.raises(InstanceFailure, match="the first error"):
+        machine.submit(ticket)

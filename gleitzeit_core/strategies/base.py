@@ -107,11 +107,17 @@ class Strategy(ABC, Generic[OptionsT]):
     """
 
     name: ClassVar[str]
+    narrows: ClassVar[bool] = False
+    """Whether there may be instances that are up and that it never gives to a request: then `considers` is asked."""
     waiting: int = 0
     """How many requests wait now for what this strategy serves."""
 
     def __init__(self, options: OptionsT, *, random: Random, clock: Clock) -> None:
         self.options, self.random, self.clock = options, random, clock
+
+    def __str__(self) -> str:
+        """Its name."""
+        return self.name
 
     def reconfigure(self, options: OptionsT) -> None:
         """Go on with other options, and keep what was learned."""
@@ -124,6 +130,10 @@ class Strategy(ABC, Generic[OptionsT]):
     @abstractmethod
     def pick(self, request: Request, view: View) -> Candidate | Wait:
         """Choose one of `view.candidates` that has room, or answer `WAIT`. Must not block, raise or keep `view`."""
+
+    def considers(self, request: Request, view: View) -> bool:  # noqa: ARG002 - a default
+        """Whether any of `view.candidates`, busy or not, is one that `request` may ever be given."""
+        return True
 
     def queued(self, waiting: int) -> None:
         """So many requests `waiting` now. Called whenever that changes."""
@@ -142,9 +152,18 @@ class Filter(Strategy[OptionsT]):
     Alone, or as the last of a chain, it picks the least loaded of what it keeps.
     """
 
+    narrows = True
+
     @abstractmethod
     def keep(self, request: Request, view: View) -> Sequence[Candidate]:
-        """Those of `view.candidates` that the next may choose from, in the same order; with none, there is a wait."""
+        """Those of `view.candidates` that the next may choose from, in the same order.
+
+        With none of them free there is a wait; with none at all, and nothing coming, the request fails.
+        """
+
+    def considers(self, request: Request, view: View) -> bool:
+        """Whether it keeps any."""
+        return bool(self.keep(request, view))
 
     def pick(self, request: Request, view: View) -> Candidate | Wait:
         """The least loaded of those kept."""

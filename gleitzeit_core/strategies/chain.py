@@ -39,6 +39,7 @@ class Chain(Strategy[ChainOptions]):
     """
 
     name = "chain"
+    narrows = True
 
     def __init__(self, filters: Sequence[Strategy[Any]], picker: Strategy[Any]) -> None:
         for one in filters:
@@ -51,7 +52,11 @@ class Chain(Strategy[ChainOptions]):
 
     def __repr__(self) -> str:
         """Its members in their order."""
-        return f"<Chain {' -> '.join(member.name for member in self.members)}>"
+        return f"<Chain {self}>"
+
+    def __str__(self) -> str:
+        """The names of its members in their order."""
+        return " -> ".join(map(str, self.members))
 
     @classmethod
     def of(cls, members: Sequence[Strategy[Any]]) -> Strategy[Any] | Self:
@@ -77,6 +82,12 @@ class Chain(Strategy[ChainOptions]):
                 if not view.has_room():
                     return WAIT
         return self.picker.pick(request, view)
+
+    def considers(self, request: Request, view: View) -> bool:
+        """Whether the picker considers any of what the filters keep."""
+        for one in self.filters:
+            view = View(one.keep(request, view))
+        return bool(view.candidates) and self.picker.considers(request, view)
 
     def queued(self, waiting: int) -> None:
         """Told to every member."""

@@ -92,7 +92,8 @@ def test_an_instance_has_many_names(cli: Cli, pool: Gateway, given: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("given", "hint"), [("gpu1", "any of 2 instances, say which: ollama-gpu1-"), ("gpu3", "there is: ollama-"), ("", "unknown")]
+    ("given", "hint"),
+    [("gpu1", "any of 2 instances, say which: ollama-gpu1-"), ("gpu3", "there is: ollama-"), ("", "unknown")],
 )
 def test_a_name_that_means_none_or_two_is_refused(cli: Cli, pool: Gateway, given: str, hint: str) -> None:
     """With what there is; nothing is changed."""

@@ -154,7 +154,7 @@ class TaggedOptions(_Options):
     any: Tags = Field(default=[], description="Tags an instance must have one of; empty for no such demand.")
     none: Tags = Field(default=[], description="Tags an instance must not have.")
     strict: bool = Field(
-        default=True, description="Whether a request waits when no such instance is up; if not, any will do then."
+        default=True, description="Whether a request fails when no such instance is up; if not, any will do then."
     )
 
     @model_validator(mode="after")

@@ -48,7 +48,7 @@ PAGES: Mapping[str, str] = MappingProxyType(
         "instances are used when fewer than enough near ones are up, or when those have no room. Alone it picks the "
         "least loaded of what is near.\n\nIn contrast to priority each step further away includes what is nearer.",
         "tagged": "Use it before another strategy to keep a route on instances with certain tags, or away from "
-        "others, as in [{name: tagged, none: [spot]}, least_loaded]. When no such instance is up, requests wait for "
-        "one, or with strict: false any will do.",
+        "others, as in [{name: tagged, none: [spot]}, least_loaded]. When no such instance is up, requests "
+        "fail at once, or with strict: false any will do.",
     }
 )

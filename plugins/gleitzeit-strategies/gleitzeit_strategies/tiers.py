@@ -121,7 +121,7 @@ class Locality(_ByTags[LocalityOptions]):
 
 
 class Tagged(_ByTags[TaggedOptions]):
-    """Only instances with the right tags. With none of them up, requests wait, or (not `strict`) any will do."""
+    """Only instances with the right tags. With none of them up, requests fail, or (not `strict`) any will do."""
 
     name = "tagged"
 

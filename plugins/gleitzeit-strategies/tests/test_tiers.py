@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gleitzeit_core.errors import Unavailable
 from gleitzeit_core.pool import State
 from gleitzeit_core.requests import Request
 from gleitzeit_core.strategies.base import WAIT, View
@@ -110,9 +111,12 @@ def test_strict_locality_never_leaves() -> None:
     assert wheres(machine, 3) == ["a", "a", ""]
 
 
-def test_with_nothing_near_at_all_a_strict_one_waits() -> None:
-    """Until such an instance comes."""
+def test_with_nothing_near_at_all_a_strict_one_refuses() -> None:
+    """At once, by name; one that is coming is waited for."""
     machine = bench(Locality, LocalityOptions(tags=["zone"], strict=True), b="")
+    with pytest.raises(Unavailable, match="left out by the route's strategy locality"):
+        machine.submit()
+    machine.add("a", State.STARTING, tags=frozenset({"zone"}))
     ticket = machine.submit()
     assert machine.where(ticket) == ""
     machine.add("a", tags=frozenset({"zone"}))
