@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
+from gleitzeit_gateway.line_handler import LineHandler
+
 if TYPE_CHECKING:
     from gleitzeit_gateway.call import Call
 
@@ -26,18 +28,28 @@ def write(call: Call, status: int, total_s: float) -> None:
     if not (call.options.access_log and logger.isEnabledFor(logging.INFO)):
         return
     where = f"{printable(call.request.method)} {printable(call.request.path)}"
-    rest = "".join(f" {name}={value}" for name, value in _facts(call).items() if value)
-    logger.info("%s %s %d %.1fms%s", call.id, where, status, total_s * 1000, rest)
+    text = f"{call.id} {where} {status} {total_s * 1000:.1f}ms{_facts(call)}"
+    handler = LineHandler.alone_at(logger)
+    if handler is not None:
+        handler.line(text)
+    else:
+        logger.info("%s", text)
 
 
-def _facts(call: Call) -> dict[str, str]:
-    facts = {"model": printable(call.model), "instance": call.failed_on}
-    if call.served is not None:
-        facts |= {"instance": call.served.instance_id, "queued": f"{call.served.queued_s * 1000:.0f}ms"}
-        facts["tries"] = str(call.served.tries)
-    return {**facts, "key": printable(call.tenant), "error": call.error}
+def _facts(call: Call) -> str:
+    model = f" model={printable(call.model)}" if call.model else ""
+    key = f" key={printable(call.tenant)}" if call.tenant else ""
+    error = f" error={call.error}" if call.error else ""
+    served = call.served
+    if served is None:
+        instance = f" instance={call.failed_on}" if call.failed_on else ""
+        return model + instance + key + error
+    ms, tries = served.queued_s * 1000, served.tries
+    return f"{model} instance={served.instance_id} queued={ms:.0f}ms tries={tries}{key}{error}"
 
 
 def printable(text: str) -> str:
     """`text` as one word, without control characters, and not endless: nobody forges lines of the log."""
+    if len(text) <= _SHOWN_CHARACTERS and " " not in text and text.isprintable():
+        return text
     return "".join(c if c.isprintable() and c != " " else "?" for c in text[:_SHOWN_CHARACTERS])

@@ -82,8 +82,11 @@ class Call:
             raise _too_large(limit)
         await self._invite()
         try:
-            async with asyncio.timeout(limit_s):
-                body = await self.request.read()
+            if self.request.content.is_eof():
+                body = await self.request.read()  # It is there: nothing has to be waited for.
+            else:
+                async with asyncio.timeout(limit_s):
+                    body = await self.request.read()
         except web.HTTPRequestEntityTooLarge:
             raise _too_large(limit) from None
         except TimeoutError:
@@ -165,10 +168,17 @@ class Call:
         if not isinstance(error, GleitzeitError):
             logger.error("request %s failed", self.id, exc_info=error)
 
-    async def begin(self, content_type: str) -> web.StreamResponse:
-        """Send the head of an answer in parts. From now on an error can only be told inside it."""
-        kind = _WithoutBody if self.request.method == "HEAD" else web.StreamResponse
-        response = kind(headers={**self.headers, "Content-Type": content_type})
+    async def begin(self, content_type: str, *, part_follows: bool = False) -> web.StreamResponse:
+        """Send the head of an answer in parts. From now on an error can only be told inside it.
+
+        Args:
+            content_type: Of the answer.
+            part_follows: Whether its first part is written next: then both leave together, where aiohttp can do so.
+        """
+        kind = _WithFirstPart if part_follows else web.StreamResponse
+        response = (_WithoutBody if self.request.method == "HEAD" else kind)(
+            headers={**self.headers, "Content-Type": content_type}
+        )
         if self.request.version >= HttpVersion11:
             response.enable_chunked_encoding()
         else:
@@ -206,6 +216,12 @@ class Call:
         self.broken_off = True
         if self.request.transport is not None:
             self.request.transport.close()
+
+
+class _WithFirstPart(web.StreamResponse):
+    """An answer whose head waits for what is written first, as in aiohttp's own whole answers."""
+
+    _send_headers_immediately = False
 
 
 class _WithoutBody(web.StreamResponse):

@@ -76,7 +76,7 @@ async def _answer(api: str, path: str, call: Call) -> web.StreamResponse:
         call.headers["request-id"] = call.id  # where its clients look for it
     body = await call.body()
     options: RequestOptions = {"tenant": call.tenant, "priority": call.priority, "affinity": call.affinity}
-    request = provider.raw_request(api, path, body, **options).changed(id=call.unique_id)
+    request = provider.raw_request(api, path, body, request_id=call.unique_id, **options)
     call.model = request.params["model"]
     try:
         if request.stream:
@@ -95,7 +95,7 @@ async def _in_parts(api: str, call: Call, provider: LLMProvider, request: Reques
         call.note_served(parts.served)
         if isinstance(first, RawAnswer):
             return _whole(first)
-        response = await call.begin(CLIENTS[api].stream_type)
+        response = await call.begin(CLIENTS[api].stream_type, part_follows=True)
         await response.write(first)
         await call.send(response, parts, partial(_in_band, api))
         return response

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import os
 import signal
@@ -21,6 +22,7 @@ from gleitzeit_core.cli.commands import Command
 from gleitzeit_core.cli.context import pass_invocation
 from gleitzeit_core.errors import ConfigurationError, GleitzeitError, PluginError
 from gleitzeit_gateway.greeting import greeting
+from gleitzeit_gateway.line_handler import LineHandler
 from gleitzeit_gateway.options import GatewayOptions
 from gleitzeit_gateway.reloading import reload_on_signal
 from gleitzeit_gateway.server import Gateway
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 _INTERRUPTED: Final = 130
 _MOMENT_S: Final = 1.0
+_YOUNG_OBJECTS: Final = 50_000
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -123,6 +126,11 @@ def _set_up_logging(*, verbose: bool) -> None:
     logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, handlers=[handler])
     for name in ("gleitzeit.access", "gleitzeit.reload"):
         logging.getLogger(name).setLevel(logging.INFO)
+    access = logging.getLogger("gleitzeit.access")
+    access.addHandler(LineHandler(sys.stderr))
+    access.propagate = False
+    # No line names them, and finding them out costs more than writing it.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     if not verbose:
         # It logs a traceback for every caller who does not speak HTTP; what we do wrong, our own loggers say.
         logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
@@ -178,6 +186,7 @@ async def _serve(manager: ResourceManager) -> int:
         await _bind(gateway)
         if await _unless(stop.asked, manager.__aenter__()):
             await gateway.start()
+            _spare_the_collector()
             click.echo(greeting(gateway.url, manager.instances(), keys_needed=bool(options.keys)))
             await _unless(stop.asked, reload_on_signal(manager, stop.reload))
             with contextlib.suppress(OSError):  # The terminal may be gone.
@@ -190,6 +199,17 @@ async def _serve(manager: ResourceManager) -> int:
         finally:
             await gateway.aclose()
     return stop.status
+
+
+def _spare_the_collector() -> None:
+    """Have the cycle collector leave alone what is there for good, and look at the rest less often.
+
+    A request leaves no cycles behind, but makes enough objects to have it look at everything every few requests: a
+    sixth of the time of a small answer. It now looks after some hundred requests, which hold some megabytes at most.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_YOUNG_OBJECTS, 20, 50)
 
 
 async def _close(manager: ResourceManager, stop: _Signals) -> None:

@@ -19,20 +19,23 @@ import contextlib
 import errno
 import math
 import re
+import ssl
 import time
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import aiohttp
 import msgspec
 
 from gleitzeit_core.errors import FailureKind, InstanceFailure
+from gleitzeit_llm.connections import Unconnected
 from gleitzeit_llm.dialects.errors import error_text
+from gleitzeit_llm.http1 import NotHTTP
 from gleitzeit_llm.protocol import UNREADABLE, UpstreamError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping
 
 MAX_ERROR_BYTES: Final = 64 * 1024
 """How much of an error answer is kept."""
@@ -54,7 +57,28 @@ _BAD_OPTION: Final = re.compile(r'option ".*" must be of type ')
 _OURS: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
-async def refusal(url: str, response: aiohttp.ClientResponse) -> InstanceFailure:
+class _Content(Protocol):
+    def iter_any(self) -> AsyncIterator[bytes]:
+        """The body in whatever parts come."""
+
+
+class Refusing(Protocol):
+    """An answer that is not 2xx: ours, or one of aiohttp's client."""
+
+    @property
+    def status(self) -> int:
+        """HTTP status."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Case does not count in their names."""
+
+    @property
+    def content(self) -> _Content:
+        """What its body is read from."""
+
+
+async def refusal(url: str, response: Refusing) -> InstanceFailure:
     """An answer that is not 2xx, with its status and its body.
 
     The body ends after `MAX_ERROR_BYTES`, or where the server stops sending; one that refuses our credentials is left
@@ -77,12 +101,12 @@ async def refusal(url: str, response: aiohttp.ClientResponse) -> InstanceFailure
     )
 
 
-def _location(response: aiohttp.ClientResponse) -> str:
+def _location(response: Refusing) -> str:
     """Where a redirect leads, without a query, which may hold a secret."""
     return response.headers.get("Location", "").partition("?")[0][:_SHOWN_CHARACTERS] or "nowhere"
 
 
-async def _error_body(response: aiohttp.ClientResponse) -> bytes:
+async def _error_body(response: Refusing) -> bytes:
     """What can be read of it: the status says enough already, so that nothing that happens here matters."""
     body = bytearray()
     with contextlib.suppress(aiohttp.ClientError, OSError):
@@ -95,16 +119,18 @@ async def _error_body(response: aiohttp.ClientResponse) -> bytes:
 
 
 def translated(url: str, error: Exception) -> InstanceFailure:
-    """What aiohttp or the system raised."""
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return _unconnected(url, error)
+    """What the connection or the system raised."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return _unconnected(url, error.certificate_error)
+    if isinstance(error, Unconnected | aiohttp.ClientConnectorError):
+        return _unconnected(url, error.os_error)
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return _refused(f"{url} accepted no connection in time")
-    if isinstance(error, ValueError | aiohttp.NonHttpUrlClientError):
+    if isinstance(error, ValueError):
         return _refused(f"no request can be sent to {url}: {_shown(error)}")
     if isinstance(error, TimeoutError):
         return InstanceFailure(FailureKind.TIMEOUT, f"{url} did not answer in time")
-    if isinstance(error, aiohttp.ClientResponseError):
+    if isinstance(error, NotHTTP):
         return InstanceFailure(FailureKind.SERVER_ERROR, f"{url} does not speak HTTP: {_shown(error.message)}")
     # The connection broke before, in or after the headers: the work may have begun.
     return InstanceFailure(FailureKind.LOST, f"{url} {_how_it_broke(error)}")
@@ -118,14 +144,14 @@ def _how_it_broke(error: Exception) -> str:
     return f"broke the connection: {getattr(error, 'strerror', None) or _shown(error)}"
 
 
-def _unconnected(url: str, error: aiohttp.ClientConnectorError) -> InstanceFailure:
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        why = getattr(error.certificate_error, "verify_message", "") or _shown(error.certificate_error)
+def _unconnected(url: str, error: Exception) -> InstanceFailure:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        why = error.verify_message or _shown(error)
         return _refused(f"{url} has a certificate that is not trusted: {why}")
-    why = error.os_error.strerror or _shown(error.os_error)
-    if isinstance(error, aiohttp.ClientSSLError):
+    why = getattr(error, "strerror", None) or _shown(error)
+    if isinstance(error, ssl.SSLError):
         return _refused(f"{url} does not speak TLS as it should: {why}")
-    if error.os_error.errno in _OURS:
+    if isinstance(error, OSError) and error.errno in _OURS:
         return InstanceFailure(FailureKind.BUSY, f"no connection to {url} can be opened here: {why}", started=False)
     return _refused(f"{url} cannot be reached: {why}")
 

@@ -61,9 +61,7 @@ class PassThrough:
         # The end of an event is at most four bytes long, and the last one was not there yet.
         look_from = max(0, len(held) - 3)
         held += data
-        cut = 0
-        for end in self._format.ends.finditer(held, look_from):
-            cut = end.end()
+        cut = self._format.last_end(held, look_from)
         if cut:
             whole = bytes(held[:cut])
             del held[:cut]
@@ -105,6 +103,7 @@ class _Format:
 
     Args:
         ends: The end of a line or an event.
+        usual_end: The end that nearly all of them have.
         signs: What a line that is final or an error has in it; others may have it too.
         is_final: Whether a line or an event is final. Raises `UpstreamError` for one that is an error.
         key: What all lines with token counts have in them; found much faster than `counts`.
@@ -113,6 +112,7 @@ class _Format:
     """
 
     ends: re.Pattern[bytes]
+    usual_end: bytes
     signs: re.Pattern[bytes]
     is_final: Callable[[bytes], bool]
     key: bytes
@@ -121,10 +121,12 @@ class _Format:
 
     def suspects(self, whole: bytes, signs: re.Pattern[bytes]) -> Iterator[tuple[int, int]]:
         """Where each line or event in `whole` that has one of these signs begins and ends."""
-        if not signs.search(whole):
+        first = signs.search(whole)
+        if first is None:
             return
-        begin = 0
-        for end in (*(end.end() for end in self.ends.finditer(whole)), len(whole)):
+        # Many lines may come at once, and the last of them is the one that has a sign.
+        begin = self.end_before(whole, first.start())
+        for end in (*(end.end() for end in self.ends.finditer(whole, begin)), len(whole)):
             if signs.search(whole, begin, end):
                 yield begin, end
             begin = end
@@ -139,6 +141,25 @@ class _Format:
                 for data in self.data(whole[begin:end]):
                     found = of_json(data) or found
         return found
+
+    def last_end(self, held: bytearray, look_from: int) -> int:
+        """Where the last whole line or event in `held` ends; 0 when there is none from `look_from` on."""
+        if held.endswith(self.usual_end) and _stands_alone(held, len(held) - len(self.usual_end)):
+            return len(held)
+        cut = 0
+        for end in self.ends.finditer(held, look_from):
+            cut = end.end()
+        return cut
+
+    def end_before(self, whole: bytes, at: int) -> int:
+        """Some end of a line or an event before `at`, where possible the nearest; 0 when there is none that is sure."""
+        found = whole.rfind(self.usual_end, 0, at)
+        return found + len(self.usual_end) if found > 0 and _stands_alone(whole, found) else 0
+
+
+def _stands_alone(data: bytes | bytearray, at: int) -> bool:
+    """Whether what stands at `at` is no more than the end of something: nothing before it can be a part of that end."""
+    return at > 0 and data[at - 1] not in b"\r\n"
 
 
 class _Line(msgspec.Struct):
@@ -180,6 +201,7 @@ def _is_final_event(event: bytes) -> bool:
 _FORMATS: Final[Mapping[str, _Format]] = {
     "ollama": _Format(
         ends=re.compile(rb"\n"),
+        usual_end=b"\n",
         signs=re.compile(rb'"done"\s*:\s*true|"error"\s*:'),
         is_final=_is_final_line,
         key=b'eval_count"',
@@ -189,6 +211,7 @@ _FORMATS: Final[Mapping[str, _Format]] = {
     "openai": _Format(
         # A CR at the very end may be half of what comes next.
         ends=re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?=[^\n]))"),
+        usual_end=b"\n\n",
         signs=re.compile(rb'\[DONE\]|"(?:finish_reason"\s*:\s*"|error")|error:'),
         is_final=_is_final_event,
         key=b'"prompt_',

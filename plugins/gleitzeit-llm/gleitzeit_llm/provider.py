@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from gleitzeit_core.errors import FailureKind, InstanceFailure
@@ -112,13 +113,16 @@ class LLMProvider(Provider[LLMOptions]):
 
     # -- requests ----------------------------------------------------------------------------------------------
 
-    def raw_request(self, dialect: str, endpoint: str, body: bytes, **options: Unpack[RequestOptions]) -> Request:
+    def raw_request(
+        self, dialect: str, endpoint: str, body: bytes, *, request_id: str = "", **options: Unpack[RequestOptions]
+    ) -> Request:
         """A request in the bytes of a client API. Its ``stream`` says whether its answer is wanted in parts.
 
         Args:
             dialect: ``ollama``, ``openai`` or ``anthropic``.
             endpoint: The path it was sent to.
             body: As it was sent.
+            request_id: Unique; made up when it is empty.
             options: As for every request.
 
         Raises:
@@ -128,13 +132,18 @@ class LLMProvider(Provider[LLMOptions]):
         point, peek = raw.peek(dialect, endpoint, body)
         options.setdefault("cost", costs.of_size(point.method, len(body), peek.max_output))
         request = self.request(point.method, {"model": peek.model}, **options)
-        return request.changed(
-            body=body,
-            dialect=dialect,
-            endpoint=endpoint,
-            stream=self.method(point.method).streams and point.streams(peek.stream),
-            requirements=replace(request.requirements, accepts=_ORDER[dialect]),
-        )
+        changes = {
+            "id": request_id or request.id,
+            "body": body,
+            "dialect": dialect,
+            "endpoint": endpoint,
+            "stream": self.method(point.method).streams and point.streams(peek.stream),
+            "requirements": _in_order(request.requirements, _ORDER[dialect]),
+        }
+        # Nobody else has seen it yet; a changed copy would take as long as all the rest.
+        for name, value in changes.items():
+            object.__setattr__(request, name, value)
+        return request
 
     def requirements(self, request: Request) -> Requirements:
         """The model, for the methods that take one.
@@ -293,6 +302,12 @@ class LLMProvider(Provider[LLMOptions]):
         end = encoder.finish()
         if end:
             yield end
+
+
+@lru_cache(1024)
+def _in_order(needs: Requirements, accepts: tuple[Speaks, ...]) -> Requirements:
+    """`needs` in another order of preference."""
+    return replace(needs, accepts=accepts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,35 +1,32 @@
-"""HTTP to instances: one client for many servers. How it can fail stands in `failures`."""
+"""HTTP to instances: one client for many servers. How it can fail stands in `failures`.
+
+Its connections are our own: `http1` reads answers, `connection` is one connection, `connections` keeps them, `exchange`
+is one request. What they raise is what aiohttp's client would, or a `NotHTTP` or an `Unconnected`.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import io
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import aiohttp
 import msgspec
 
 from gleitzeit_core.errors import ClosedError, FailureKind, InstanceFailure
+from gleitzeit_llm.connections import Connections, origin_of
+from gleitzeit_llm.exchange import Response, exchange, request_head
 from gleitzeit_llm.failures import refusal, translated
 from gleitzeit_llm.protocol import UNREADABLE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
-    from types import SimpleNamespace
+    from collections.abc import Mapping
+    from types import TracebackType
 
     from gleitzeit_core.resources import HttpChannel
 
 MAX_ANSWER_BYTES: Final = 256 * 1024 * 1024
 """The largest answer that is read as a whole."""
-
-_KEEP_ALIVE_S: Final = 30.0
-# aiohttp writes a body of bytes in one go, and above this size warns that it does.
-_IN_ONE_GO_BYTES: Final = 1024 * 1024
-# Compressing a stream makes proxies hold parts of it back.
-_ALWAYS: Final = {"Accept-Encoding": "identity"}
-_JSON: Final = {"Content-Type": "application/json"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +44,7 @@ class Reply:
     body: bytes
 
     @classmethod
-    async def of(cls, response: aiohttp.ClientResponse) -> Self:
+    async def of(cls, response: Response) -> Self:
         """Read the body.
 
         Raises:
@@ -80,12 +77,12 @@ class Upstream:
     """
 
     def __init__(self, *, connect_timeout_s: float = 5.0) -> None:
-        self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout_s)
-        self._sessions: tuple[aiohttp.ClientSession, aiohttp.ClientSession] | None = None
+        self._connect_timeout_s = connect_timeout_s
+        self._connections: Connections | None = None
 
     def __repr__(self) -> str:
         """Whether it is open."""
-        return f"<Upstream {'closed' if self._sessions is None else 'open'}>"
+        return f"<Upstream {'closed' if self._connections is None else 'open'}>"
 
     async def open(self) -> None:
         """Make it ready.
@@ -93,15 +90,15 @@ class Upstream:
         Raises:
             ClosedError: It is open already.
         """
-        if self._sessions is not None:
+        if self._connections is not None:
             raise ClosedError("the HTTP client is open already")
-        self._sessions = self._session(keep=True), self._session(keep=False)
+        self._connections = Connections(self._connect_timeout_s)
 
     async def close(self) -> None:
         """Close all connections. More than once is fine."""
-        sessions, self._sessions = self._sessions, None
-        for session in sessions or ():
-            await session.close()
+        connections, self._connections = self._connections, None
+        if connections is not None:
+            await connections.close()
 
     async def request(
         self, channel: HttpChannel, method: str, path: str, payload: bytes | Mapping[str, Any] | None = None
@@ -118,104 +115,98 @@ class Upstream:
             InstanceFailure: Anything but a whole answer with a status from 200 to 299.
             ClosedError: This is not open.
         """
-        async with self.stream(channel, method, path, payload) as response:
+        async with _Exchange(self, channel, method, path, payload, MAX_ANSWER_BYTES) as response:
             return await Reply.of(response)
 
-    @contextlib.asynccontextmanager
-    async def stream(
+    def stream(
         self, channel: HttpChannel, method: str, path: str, payload: bytes | Mapping[str, Any] | None = None
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    ) -> AbstractAsyncContextManager[Response]:
         """One request, and its answer once the headers are there. Leaving the block early closes the connection.
 
         Raises:
             InstanceFailure: As for `request`; also from within the block, when the connection breaks.
             ClosedError: This is not open.
         """
-        data = payload if isinstance(payload, bytes) or payload is None else msgspec.json.encode(payload)
-        try:
-            async with await self._send(channel, method, path, data) as response:
-                if response.status >= 300:  # noqa: PLR2004 - redirects and errors
-                    raise await refusal(channel.url, response)
-                yield response
-        except (aiohttp.ClientError, OSError) as error:
-            # Not `from error`: aiohttp's errors hold the request with its headers, and so with our key.
-            raise translated(channel.url, error) from None
-
-    async def _send(self, channel: HttpChannel, method: str, path: str, data: bytes | None) -> aiohttp.ClientResponse:
-        """Send a request and wait for the headers of its answer; twice if its connection turns out to be closed."""
-        reused: list[bool] = []
-        send = partial(_request, channel, method, path, data)
-        try:
-            return await send(self._opened[0], reused)
-        except aiohttp.ClientConnectionError:
-            if not reused:
-                raise
-        return await send(self._opened[1], reused)
+        return _Exchange(self, channel, method, path, payload, None)
 
     @property
-    def _opened(self) -> tuple[aiohttp.ClientSession, aiohttp.ClientSession]:
-        """One that keeps connections, and one that makes a new one for each request."""
-        if self._sessions is None:
+    def connections(self) -> Connections:
+        """Those that are open.
+
+        Raises:
+            ClosedError: This is not open.
+        """
+        if self._connections is None:
             raise ClosedError("the HTTP client is not open")
-        return self._sessions
-
-    def _session(self, *, keep: bool) -> aiohttp.ClientSession:
-        """A session; there is no limit on its connections, because slots are the limit."""
-        trace = aiohttp.TraceConfig()
-        trace.on_connection_reuseconn.append(_note_reuse)
-        connector = (
-            aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S)
-            if keep
-            else aiohttp.TCPConnector(limit=0, force_close=True)
-        )
-        return aiohttp.ClientSession(
-            connector=connector,
-            timeout=self._timeout,
-            headers=_ALWAYS,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            trace_configs=[trace],
-        )
+        return self._connections
 
 
-async def _request(
-    channel: HttpChannel,
-    method: str,
-    path: str,
-    data: bytes | None,
-    session: aiohttp.ClientSession,
-    reused: list[bool],
-) -> aiohttp.ClientResponse:
-    """Send a request once. What it is sent on is told to `reused` when that is a connection used before."""
-    try:
-        return await session.request(
-            method,
-            channel.url + path,
-            data=io.BytesIO(data) if data is not None and len(data) > _IN_ONE_GO_BYTES else data,
-            headers=channel.headers if data is None else {**_JSON, **channel.headers},
-            ssl=True if channel.tls is None else channel.tls,
-            allow_redirects=False,
-            trace_request_ctx=reused,
-        )
-    except ValueError as error:  # an address or a header that HTTP has no form for
-        raise translated(channel.url, error) from None
+class _Exchange(AbstractAsyncContextManager[Response]):
+    """The block of one request; a class, because a generator costs more than all the rest of it."""
+
+    __slots__ = ("_asked", "_channel", "_response", "_upstream", "_whole_bytes")
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        channel: HttpChannel,
+        method: str,
+        path: str,
+        payload: bytes | Mapping[str, Any] | None,
+        whole_bytes: int | None,
+    ) -> None:
+        self._upstream, self._channel, self._whole_bytes = upstream, channel, whole_bytes
+        self._asked = method, path, payload
+        self._response: Response | None = None
+
+    async def __aenter__(self) -> Response:
+        """Send it.
+
+        Raises:
+            InstanceFailure: There is no answer with a status from 200 to 299.
+        """
+        try:
+            self._response = response = await self._send()
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            # Not `from error`, here and below: what failed may hold the request with its headers, and so our key.
+            raise translated(self._channel.url, error) from None
+        if response.status < 300:  # noqa: PLR2004 - redirects and errors
+            return response
+        try:
+            raise await refusal(self._channel.url, response)
+        finally:
+            response.close()
+
+    async def _send(self) -> Response:
+        connections, channel = self._upstream.connections, self._channel
+        method, path, payload = self._asked
+        data = payload if isinstance(payload, bytes) or payload is None else msgspec.json.encode(payload)
+        origin = origin_of(channel.url)
+        head = request_head(origin, channel, method, path, data)
+        return await exchange(connections, origin, channel, method, head, data, whole_bytes=self._whole_bytes)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Be done with the answer.
+
+        Raises:
+            InstanceFailure: The connection broke in the block.
+        """
+        if self._response is not None:
+            self._response.close()
+        if isinstance(error, aiohttp.ClientError | OSError):
+            raise translated(self._channel.url, error) from None
 
 
-async def _note_reuse(
-    _: aiohttp.ClientSession, context: SimpleNamespace, __: aiohttp.TraceConnectionReuseconnParams
-) -> None:
-    context.trace_request_ctx.append(True)
-
-
-async def read_whole(response: aiohttp.ClientResponse, limit_bytes: int = MAX_ANSWER_BYTES) -> bytes:
+async def read_whole(response: Response, limit_bytes: int = MAX_ANSWER_BYTES) -> bytes:
     """The whole body.
 
     Raises:
         InstanceFailure: ``SERVER_ERROR``: it is larger than `limit_bytes`.
     """
-    body = bytearray()
-    async for data in response.content.iter_any():
-        body += data
-        if len(body) > limit_bytes:
-            text = f"{response.url.origin()} answered more than {limit_bytes} bytes"
-            raise InstanceFailure(FailureKind.SERVER_ERROR, text)
-    return bytes(body)
+    body = await response.whole(limit_bytes)
+    if body is None:
+        text = f"{response.url} answered more than {limit_bytes} bytes"
+        raise InstanceFailure(FailureKind.SERVER_ERROR, text)
+    return body

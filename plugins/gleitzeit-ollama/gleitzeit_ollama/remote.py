@@ -12,7 +12,6 @@ from gleitzeit_core.cli.client import GatewayDown, GatewayError
 from gleitzeit_llm.dialects.errors import error_text, message_of
 from gleitzeit_llm.dialects.lines import LineBuffer
 from gleitzeit_llm.protocol import UpstreamError
-from gleitzeit_llm.upstream import read_whole
 from gleitzeit_ollama.downloads import SUCCESS
 from gleitzeit_ollama.where import HEADER
 
@@ -71,7 +70,7 @@ class RemoteModels:
             GatewayDown: Nothing listens.
         """
         async with self._answer(verb, path, body, where) as response:
-            text = await read_whole(response, _MAX_LINE_BYTES)
+            text = await _whole(response)
             did = response.headers.get("X-Gleitzeit-Instance", "")
             return [name for name in did.split(",") if name], self._parsed(text) if text.strip() else {}
 
@@ -86,7 +85,7 @@ class RemoteModels:
                 session.request(verb, self.url + path, json=body, headers=self._headers(where)) as response,
             ):
                 if response.status >= 300:  # noqa: PLR2004 - redirects and errors
-                    raise self._refusal(response.status, await read_whole(response, _MAX_LINE_BYTES))
+                    raise self._refusal(response.status, await _whole(response))
                 yield response
         except aiohttp.ClientConnectorError as error:
             why = error.os_error.strerror or str(error.os_error)
@@ -116,6 +115,15 @@ class RemoteModels:
         if "error" in line:
             raise GatewayError(message_of(line) or "the gateway does not say why")
         return line
+
+
+async def _whole(response: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for data in response.content.iter_any():
+        body += data
+        if len(body) > _MAX_LINE_BYTES:
+            raise GatewayError(f"{response.url.origin()} answered more than {_MAX_LINE_BYTES} bytes", "strange_answer")
+    return bytes(body)
 
 
 async def _lines(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:

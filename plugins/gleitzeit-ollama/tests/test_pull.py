@@ -370,7 +370,7 @@ async def test_unknown_instances_are_told(pool: StartPool, ollama: OllamaServer,
     """A name that is nobody's answers with the ids there are, and an empty one is nobody's."""
     pooled = await pool(ollama.url)
     known = pooled.instance(ollama.url).id
-    with pytest.raises(UnknownName, match=re.escape(f"unknown instance {given!r}; installed: {known}")):
+    with pytest.raises(UnknownName, match=re.escape(f"unknown instance {given!r}; there is: {known}")):
         await pooled.hub.ensure_model("big", instances=[ollama.url, given])
     assert _pulls(ollama) == []
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODELS = ("smollm2",)
 _MAX_BODY_BYTES = 2**30
+_TURNS_TO_ACCEPT = 4
 
 
 class OllamaServer:
@@ -88,6 +89,7 @@ class OllamaServer:
         self.runners = Runners(num_parallel, max_queue, time.time, self.changed)
         self._holding: set[asyncio.Event] = set()
         self._handlers: dict[asyncio.Task[object], asyncio.Transport | None] = {}
+        self._listener: socket.socket | None = None
         self._reserved: socket.socket | None = None
         self._runner: web.AppRunner | None = None
         self._is_stopping = False
@@ -123,8 +125,8 @@ class OllamaServer:
         self._reserve()
         runner = web.AppRunner(self._application(), handler_cancellation=True, access_log=None, shutdown_timeout=0)
         await runner.setup()
-        listener = self._bind(self.port)
-        await web.SockSite(runner, listener, backlog=1024).start()
+        self._listener = self._bind(self.port)
+        await web.SockSite(runner, self._listener, backlog=1024).start()
         self._runner = runner
 
     async def stop(self) -> None:
@@ -142,6 +144,12 @@ class OllamaServer:
             self._is_stopping = False
 
     async def _stop(self, runner: web.AppRunner) -> None:
+        # What was accepted just now becomes a connection in a later turn of the loop, and only while the server is open:
+        # asyncio would forget its socket, open. So accept no more, let the last come in, and only then close.
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
+        for _ in range(_TURNS_TO_ACCEPT):
+            await asyncio.sleep(0)
         for site in list(runner.sites):
             await site.stop()
         handlers = dict(self._handlers)

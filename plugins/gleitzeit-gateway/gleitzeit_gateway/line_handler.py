@@ -1,0 +1,74 @@
+"""Where the access lines go: to a stream, those of one turn of the loop in one write."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from typing import TextIO
+
+_MOST_LINES: Final = 256
+
+
+class LineHandler(logging.Handler):
+    """Writes what is logged in one turn of the running loop at its end, and at once where no loop runs.
+
+    A write for each line, and a date worked out for each, would cost as much as carrying the request out.
+
+    Args:
+        stream: To write to. When it is gone, so are the lines.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._lines: list[str] = []
+        self._second, self._date = 0, ""
+
+    @classmethod
+    def alone_at(cls, logger: logging.Logger) -> LineHandler | None:
+        """The handler of this kind that gets all that is logged at `logger` as it is; None when others see it too."""
+        match logger.handlers:
+            case [cls() as only] if not (logger.propagate or logger.filters or only.filters):
+                return only
+        return None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take a record; its lock is held."""
+        self._take(record.created, record.levelname, record.getMessage())
+
+    def line(self, text: str) -> None:
+        """Take a line with the level INFO, without a record: that would cost more than all the rest."""
+        with self.lock or contextlib.nullcontext():
+            self._take(time.time(), "INFO", text)
+
+    def _take(self, at: float, level: str, text: str) -> None:
+        second = int(at)
+        if second != self._second:
+            self._second, self._date = second, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+        first = not self._lines
+        self._lines.append(f"{self._date},{int((at - second) * 1000):03d} {level} {text}\n")
+        if not first and len(self._lines) < _MOST_LINES:
+            return
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.flush()
+            return
+        if first:
+            loop.call_soon(self.flush)
+        else:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what there is."""
+        with self.lock or contextlib.nullcontext():
+            lines, self._lines = self._lines, []
+            if lines:
+                with contextlib.suppress(OSError, ValueError):
+                    self._stream.write("".join(lines))
+                    self._stream.flush()

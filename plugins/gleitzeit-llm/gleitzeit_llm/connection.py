@@ -1,0 +1,255 @@
+"""One connection to a server, and one request at a time on it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final, cast
+
+from aiohttp import ClientPayloadError, ServerDisconnectedError
+
+from gleitzeit_llm.http1 import AnswerReader, NotHTTP
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_SLICE_BYTES: Final = 256 * 1024
+"""Of a body, written at once; the next one waits until the server has read most of it."""
+_UNREAD_BYTES: Final = 512 * 1024
+"""Of an answer's body: when more of it waits for its reader, the server has to wait too."""
+
+
+class Connection(asyncio.Protocol):
+    """See the module's text. It is idle without an `answer`.
+
+    Whatever breaks is raised where the answer is waited for, after all that had come before: `NotHTTP`, an `OSError`,
+    or aiohttp's errors for a server that has left.
+
+    Args:
+        loop: The running one.
+        lost: Called once when it is closed for good.
+
+    Attributes:
+        answer: To the request that is on its way.
+        heard: Whether any byte of that answer has come.
+        closed: Whether it can carry nothing more.
+        idle_since: When its last answer was complete, on the loop's clock.
+        key: Where it leads; for its keeper.
+    """
+
+    __slots__ = (
+        "_error",
+        "_loop",
+        "_lost",
+        "_reading",
+        "_sent",
+        "_transport",
+        "_waiter",
+        "_waits_for_all",
+        "_writable",
+        "answer",
+        "closed",
+        "heard",
+        "idle_since",
+        "key",
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, lost: Callable[[Connection], None], key: object) -> None:
+        self._loop, self._lost, self.key = loop, lost, key
+        self._transport: asyncio.Transport | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._error: Exception | None = None
+        self._writable = self._reading = self._sent = True
+        self._waits_for_all = False
+        self.answer: AnswerReader | None = None
+        self.heard = self.closed = False
+        self.idle_since = 0.0
+
+    # -- one request -------------------------------------------------------------------------------------------
+
+    async def send(self, method: str, head: bytes, body: bytes | None) -> AnswerReader:
+        """Send a request. A large body is sent as fast as it is read, and no further once the answer has begun.
+
+        Returns:
+            Its answer, of which nothing may be there yet.
+        """
+        self.answer = answer = AnswerReader(method)
+        self.heard, self._error = False, None
+        if self._transport is None or self.closed:
+            self._break(ServerDisconnectedError())
+        elif body is None or len(body) <= _SLICE_BYTES:
+            self._transport.write(head + body if body else head)
+        else:
+            self._sent = False
+            await self._send_slices(self._transport, head, memoryview(body))
+        return answer
+
+    async def _send_slices(self, transport: asyncio.Transport, head: bytes, body: memoryview) -> None:
+        transport.write(head)
+        for at in range(0, len(body), _SLICE_BYTES):
+            while not self._writable and not self._over:
+                await self._wait()
+            if self._over:
+                return
+            transport.write(body[at : at + _SLICE_BYTES])
+        self._sent = True
+
+    @property
+    def _over(self) -> bool:
+        """Whether it makes no sense to send more: it is broken, or the answer is there before its question."""
+        return self.closed or self._error is not None or (self.answer is not None and self.answer.begun)
+
+    async def head(self) -> None:
+        """Wait until the head of the answer is there.
+
+        Raises:
+            ClientError, OSError: It does not come any more.
+        """
+        answer = cast("AnswerReader", self.answer)
+        while not answer.begun:
+            self._raise_if_broken(answer)
+            await self._wait()
+
+    async def whole(self, limit_bytes: int) -> None:
+        """Wait until all of the answer is there, or only its head when it is a refusal or compressed.
+
+        Args:
+            limit_bytes: It is not waited for more than that.
+
+        Raises:
+            ClientError, OSError: It does not come any more.
+        """
+        answer = cast("AnswerReader", self.answer)
+        while not answer.complete:
+            if answer.begun and (not answer.plain or answer.unread_bytes > limit_bytes):
+                return
+            self._raise_if_broken(answer)
+            # It is collected anyway: nothing is gained by holding the server back, or by looking at every piece.
+            self._read_on()
+            self._waits_for_all = not answer.begun or answer.unread_bytes <= _UNREAD_BYTES
+            await self._wait()
+
+    async def part(self) -> bytes:
+        """What has come of the body, at least a byte; empty at its end.
+
+        Raises:
+            ClientError, OSError: It broke off before its end.
+        """
+        answer = cast("AnswerReader", self.answer)
+        while not answer.unread_bytes:
+            if answer.complete:
+                return b""
+            self._raise_if_broken(answer)
+            await self._wait()
+        data = answer.take()
+        self._read_on()
+        return data
+
+    def _raise_if_broken(self, answer: AnswerReader) -> None:
+        if self._error is not None:
+            raise self._error
+        if self.closed:
+            raise ClientPayloadError("the connection is closed") if answer.begun else ServerDisconnectedError
+
+    async def _wait(self) -> None:
+        """Until something has happened: whoever waits looks himself whether it was what he waits for."""
+        self._waiter = waiter = self._loop.create_future()
+        try:
+            await waiter
+        finally:
+            self._waiter = None
+            self._waits_for_all = False
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def _read_on(self) -> None:
+        if not self._reading and self._transport is not None:
+            self._reading = True
+            if not self._transport.is_closing():
+                self._transport.resume_reading()
+
+    def release(self) -> bool:
+        """Be done with the answer, read or not. Whether another request can be sent; if not, this closes it at once."""
+        answer, self.answer = self.answer, None
+        if answer is None or not (answer.complete and answer.reusable and self._sent) or self.closed:
+            self.abort()
+            return False
+        self._read_on()
+        self.idle_since = self._loop.time()
+        return True
+
+    def abort(self) -> None:
+        """Close it now, without sending what is not sent yet."""
+        self.closed = True
+        if self._transport is not None:
+            self._transport.abort()
+        self._wake()
+
+    # -- what the loop calls -----------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It is open."""
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes have come."""
+        answer = self.answer
+        if answer is None:
+            # Nobody has asked anything: this would be taken for the answer to the next request.
+            self.abort()
+            return
+        self.heard = True
+        try:
+            answer.feed(data)
+        except NotHTTP as error:
+            self._break(error)
+            self.abort()
+            return
+        if answer.unread_bytes > _UNREAD_BYTES and self._reading and self._transport is not None:
+            self._reading = False
+            self._transport.pause_reading()
+        elif self._waits_for_all and not answer.complete and answer.plain:
+            return
+        self._wake()
+
+    def eof_received(self) -> bool:
+        """The server sends nothing more. Since nothing can be asked any more either, the connection is closed.
+
+        Returns:
+            False: the transport closes itself.
+        """
+        self._ended(None)
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is gone."""
+        self._ended(exc)
+        self._transport = None
+        self._lost(self)
+
+    def pause_writing(self) -> None:
+        """The server reads slower than we write."""
+        self._writable = False
+
+    def resume_writing(self) -> None:
+        """It has read."""
+        self._writable = True
+        self._wake()
+
+    def _ended(self, error: Exception | None) -> None:
+        self.closed = True
+        answer = self.answer
+        if answer is not None and self._error is None and not (answer.end() if error is None else answer.complete):
+            if error is not None:
+                self._break(error)
+            elif answer.begun:
+                self._break(ClientPayloadError("the answer broke off"))
+            else:
+                self._break(ServerDisconnectedError())
+        self._wake()
+
+    def _break(self, error: Exception) -> None:
+        self._error = error
+        self._wake()

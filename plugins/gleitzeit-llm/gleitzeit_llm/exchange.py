@@ -1,0 +1,229 @@
+"""One request to a server and its answer, as the rest of this package sees it."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Final, Self
+
+from aiohttp import ClientError, ServerDisconnectedError
+
+from gleitzeit_llm.connections import target
+from gleitzeit_llm.http1 import NotHTTP
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from multidict import CIMultiDict
+
+    from gleitzeit_core.resources import HttpChannel
+    from gleitzeit_llm.connection import Connection
+    from gleitzeit_llm.connections import Connections, Origin
+
+_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_NO_VALUE: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+# What belongs to the connection is not a caller's to say; a body's length would be a second one.
+_OURS: Final = frozenset(
+    ("connection", "content-length", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade")
+)
+# Compressing a stream makes proxies hold parts of it back.
+_ALWAYS: Final = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "gleitzeit"}
+_JSON: Final = "application/json"
+_INFLATED_BYTES: Final = 1024 * 1024
+
+
+class Response:
+    """An answer whose head is there. It is read as aiohttp's are: by `content`, in whatever parts come.
+
+    Args:
+        url: Of the server; for messages.
+        connection: Where it comes from.
+        connections: Whose connection that is.
+    """
+
+    __slots__ = ("_answer", "_connection", "_connections", "content_type", "status", "url")
+
+    def __init__(self, url: str, connection: Connection, connections: Connections) -> None:
+        if connection.answer is None:
+            raise ServerDisconnectedError
+        self._answer, self._connections = connection.answer, connections
+        self._connection: Connection | None = connection
+        self.url = url
+        self.status = self._answer.status
+        self.content_type = self._answer.content_type
+
+    def __repr__(self) -> str:
+        """Status and server."""
+        return f"<Response {self.status} of {self.url}>"
+
+    @property
+    def headers(self) -> CIMultiDict[str]:
+        """Those of the answer; case does not count in their names."""
+        return self._answer.headers
+
+    @property
+    def content(self) -> Self:
+        """What its body is read from."""
+        return self
+
+    def iter_any(self) -> AsyncIterator[bytes]:
+        """The body in parts, each as soon as it is there; decompressed, if a server compresses without being asked."""
+        return _inflated(self, self._answer.encoding) if self._answer.encoding else _Parts(self)
+
+    async def readany(self) -> bytes:
+        """What has come of the body, as it was sent; empty at its end.
+
+        Raises:
+            ClientError, OSError: It broke off before its end.
+        """
+        return b"" if self._connection is None else await self._connection.part()
+
+    async def whole(self, limit_bytes: int) -> bytes | None:
+        """The whole body; None when it is larger than `limit_bytes`.
+
+        Raises:
+            ClientError, OSError: It broke off before its end.
+        """
+        if self._answer.complete and not self._answer.encoding:
+            return self._answer.take() if self._answer.unread_bytes <= limit_bytes else None
+        body = bytearray()
+        async for data in self.iter_any():
+            body += data
+            if len(body) > limit_bytes:
+                return None
+        return bytes(body)
+
+    def close(self) -> None:
+        """Be done with it; if it has not come to its end yet, its connection is closed. More than once is fine."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._connections.give_back(connection)
+
+
+class _Parts(AsyncIterator[bytes]):
+    __slots__ = ("_response",)
+
+    def __init__(self, response: Response) -> None:
+        self._response = response
+
+    async def __anext__(self) -> bytes:
+        data = await self._response.readany()
+        if not data:
+            raise StopAsyncIteration
+        return data
+
+
+async def _inflated(response: Response, encoding: str) -> AsyncIterator[bytes]:
+    """A decompressed body, a little at a time: a few bytes may become very many."""
+    if encoding not in ("gzip", "x-gzip", "deflate"):
+        raise NotHTTP("its body is compressed in a way that was not asked for")
+    inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
+    async for data in _Parts(response):
+        rest = data
+        while rest:
+            try:
+                part = inflate.decompress(rest, _INFLATED_BYTES)
+            except zlib.error:
+                raise NotHTTP("its body is not compressed as it says") from None
+            rest = inflate.unconsumed_tail
+            if part:
+                yield part
+    if not inflate.eof:
+        raise NotHTTP("its compressed body has no end")
+
+
+def request_head(origin: Origin, channel: HttpChannel, method: str, path: str, body: bytes | None) -> bytes:
+    """The first line and the headers of a request.
+
+    Raises:
+        ValueError: One of them cannot be sent; its value is not repeated.
+    """
+    lines = [f"{method} {target(origin, path)} HTTP/1.1\r\n"]
+    given = _checked(channel.headers) if channel.headers else {}
+    if "host" not in given:
+        lines.append(f"Host: {origin.host_header}\r\n")
+    if origin.authorization and "authorization" not in given:
+        lines.append(f"Authorization: {origin.authorization}\r\n")
+    lines += [f"{name}: {value}\r\n" for name, value in _ALWAYS.items() if name.lower() not in given]
+    if body is not None and "content-type" not in given:
+        lines.append(f"Content-Type: {_JSON}\r\n")
+    if body is not None or method not in ("GET", "HEAD", "DELETE", "OPTIONS"):
+        lines.append(f"Content-Length: {len(body or b'')}\r\n")
+    lines += given.values()
+    lines.append("\r\n")
+    return "".join(lines).encode("utf-8", "surrogateescape")
+
+
+def _checked(headers: Mapping[str, str]) -> dict[str, str]:
+    """The lines of a channel's own headers, by their names in lower case."""
+    found = {}
+    for name, value in headers.items():
+        if not _NAME.fullmatch(name):
+            raise ValueError("a header has a name that cannot be sent")
+        if _NO_VALUE.search(value):
+            raise ValueError(f"the header {name} has a value that cannot be sent")
+        if name.lower() not in _OURS:
+            found[name.lower()] = f"{name}: {value}\r\n"
+    return found
+
+
+async def exchange(
+    connections: Connections,
+    origin: Origin,
+    channel: HttpChannel,
+    method: str,
+    head: bytes,
+    body: bytes | None,
+    *,
+    whole_bytes: int | None,
+) -> Response:
+    """Send a request and wait for the head of its answer, or for all of it.
+
+    A server may close a kept connection in the very moment when a request sets out on it. When nothing of an answer
+    has come, the request is sent once more, on a new connection.
+
+    Args:
+        connections: To take one from.
+        origin: Of the channel.
+        channel: The server.
+        method: HTTP method.
+        head: From `request_head`.
+        body: Sent after it.
+        whole_bytes: Wait for all of an answer that is not larger than that; None: only for its head.
+
+    Raises:
+        ClientError, OSError: There is no answer.
+    """
+    connection = connections.kept(origin, channel.tls)
+    if connection is not None:
+        try:
+            return await _on(connection, connections, channel, method, head, body, whole_bytes)
+        except NotHTTP:
+            raise
+        except (ClientError, OSError):
+            if connection.heard:
+                raise
+    connection = await connections.fresh(origin, channel.tls)
+    return await _on(connection, connections, channel, method, head, body, whole_bytes)
+
+
+async def _on(
+    connection: Connection,
+    connections: Connections,
+    channel: HttpChannel,
+    method: str,
+    head: bytes,
+    body: bytes | None,
+    whole_bytes: int | None,
+) -> Response:
+    try:
+        await connection.send(method, head, body)
+        if whole_bytes is None:
+            await connection.head()
+        else:
+            await connection.whole(whole_bytes)
+    except BaseException:
+        connection.abort()
+        raise
+    return Response(channel.url, connection, connections)
