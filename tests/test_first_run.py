@@ -153,7 +153,9 @@ async def test_no_request_fails_when_an_instance_is_killed_under_load(gateway: t
     process, url, _ = gateway
     victims = children_of(process)
     async with ollama.AsyncClient(host=url) as client:
-        asked = [asyncio.ensure_future(client.chat("smollm2", HI, options={"num_predict": 24})) for _ in range(8)]
+        # Long enough to be seen all at once.
+        story = [{"role": "user", "content": "Tell me a long story about a dragon and a clockmaker."}]
+        asked = [asyncio.ensure_future(client.chat("smollm2", story, options={"num_predict": 64})) for _ in range(8)]
         await until(lambda status: sum(one["in_flight"] for one in status["instances"]) == 8, url)
         os.kill(victims[0], signal.SIGKILL)
         answers = await asyncio.gather(*asked)

@@ -120,10 +120,9 @@ async def _error_body(response: Refusing) -> bytes:
 
 def translated(url: str, error: Exception) -> InstanceFailure:
     """What the connection or the system raised."""
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return _unconnected(url, error.certificate_error)
     if isinstance(error, Unconnected | aiohttp.ClientConnectorError):
-        return _unconnected(url, error.os_error)
+        # One of aiohttp's has an error of its certificate in place of the system's.
+        return _unconnected(url, getattr(error, "certificate_error", None) or error.os_error)
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return _refused(f"{url} accepted no connection in time")
     if isinstance(error, ValueError):
