@@ -144,7 +144,7 @@ class OllamaServer:
             self._is_stopping = False
 
     async def _stop(self, runner: web.AppRunner) -> None:
-        # What was accepted just now becomes a connection in a later turn of the loop, if the server is open then; if not,
+        # What is accepted becomes a connection in a later turn of the loop, if the server is open then. If not,
         # asyncio forgets its socket, open. So accept no more, let the last come in, and only then close.
         if self._listener is not None:
             asyncio.get_running_loop().remove_reader(self._listener)
