@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from gleitzeit_core.strategies.base import WAIT, Candidate, Filter, OptionsT, View, Wait
 from gleitzeit_strategies.drawing import FEW, draw
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _DRAWN: Final = 16
 _NOBODY: Final[Sequence[Candidate]] = ()
+InTurnT = TypeVar("InTurnT", PriorityOptions, LocalityOptions)
 
 
 class _ByTags(Filter[OptionsT]):
@@ -68,7 +69,18 @@ def _with_any(candidates: Sequence[Candidate], tags: frozenset[str]) -> list[Can
     return [candidate for candidate in candidates if not tags.isdisjoint(candidate.instance.tags)]
 
 
-class Priority(_ByTags[PriorityOptions]):
+class _InTurn(_ByTags[InTurnT]):
+    """Keeps one group: the first that there is, or (`spill`) the first that has room."""
+
+    def keep(self, request: Request, view: View) -> Sequence[Candidate]:  # noqa: ARG002 - every request is the same to it
+        """The group whose turn it is."""
+        groups = self.groups(view)
+        if self.options.spill == "full":
+            return _first_with_room(groups, view)
+        return groups[0] if groups else _NOBODY
+
+
+class Priority(_InTurn[PriorityOptions]):
     """Tiers of tags, the next only when the first is down or full; within a tier the least loaded.
 
     An instance that belongs to several tiers counts for the first of them. As a filter before another strategy it
@@ -76,13 +88,6 @@ class Priority(_ByTags[PriorityOptions]):
     """
 
     name = "priority"
-
-    def keep(self, request: Request, view: View) -> Sequence[Candidate]:  # noqa: ARG002 - every request is the same to it
-        """The tier whose turn it is."""
-        groups = self.groups(view)
-        if self.options.spill == "full":
-            return _first_with_room(groups, view)
-        return groups[0] if groups else _NOBODY
 
     def grouped(self, candidates: Sequence[Candidate]) -> list[list[Candidate]]:
         """By tier; those of none last, if at all."""
@@ -95,17 +100,10 @@ class Priority(_ByTags[PriorityOptions]):
         return [*found, left] if self.options.rest else found
 
 
-class Locality(_ByTags[LocalityOptions]):
+class Locality(_InTurn[LocalityOptions]):
     """Near instances first; those further away when too few near ones are up, or (`spill`) none has room."""
 
     name = "locality"
-
-    def keep(self, request: Request, view: View) -> Sequence[Candidate]:  # noqa: ARG002 - every request is the same to it
-        """The nearest that are enough."""
-        groups = self.groups(view)
-        if self.options.spill == "full":
-            return _first_with_room(groups, view)
-        return groups[0] if groups else _NOBODY
 
     def grouped(self, candidates: Sequence[Candidate]) -> list[list[Candidate]]:
         """Each step with all that is nearer in it; the first is enough already."""
