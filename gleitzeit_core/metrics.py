@@ -1,4 +1,4 @@
-"""What happened, in numbers: mergeable histograms and counters for each method, instance, route and model.
+"""What happened, in numbers: mergeable histograms and counters for each method, instance, route, model, API and result.
 
 A histogram has buckets 2 % wide (each boundary is 1.02 times the one before), so that any percentile is within 1 % of
 the truth, two histograms merge by addition, and an idle one takes no memory. After the log-linear histograms of
@@ -118,13 +118,24 @@ class Series:
 
     _HISTOGRAMS: Final = ("wait_s", "first_output_s", "per_token_s", "total_s")
     _SUMS: Final = ("input_tokens", "output_tokens", "bytes_in", "bytes_out")
-    __slots__ = ("results", *_HISTOGRAMS, *_SUMS)
+    __slots__ = ("bytes_in", "bytes_out", "results", "tokens_in", "tokens_out", *_HISTOGRAMS)
 
     def __init__(self) -> None:
         self.results: Counter[str] = Counter()
         self.wait_s, self.first_output_s = Histogram(), Histogram()
         self.per_token_s, self.total_s = Histogram(), Histogram()
-        self.input_tokens = self.output_tokens = self.bytes_in = self.bytes_out = 0
+        self.tokens_in, self.tokens_out = Histogram(), Histogram()
+        self.bytes_in = self.bytes_out = 0
+
+    @property
+    def input_tokens(self) -> int:
+        """Tokens read, in sum."""
+        return int(self.tokens_in.total)
+
+    @property
+    def output_tokens(self) -> int:
+        """Tokens written, in sum."""
+        return int(self.tokens_out.total)
 
     def record(self, outcome: Outcome) -> None:
         """Count one try."""
@@ -137,8 +148,8 @@ class Series:
         self.bytes_in += outcome.bytes_in
         self.bytes_out += outcome.bytes_out
         if outcome.usage is not None:
-            self.input_tokens += outcome.usage.input_tokens
-            self.output_tokens += outcome.usage.output_tokens
+            self.tokens_in.record(outcome.usage.input_tokens)
+            self.tokens_out.record(outcome.usage.output_tokens)
             if (per_token_s := outcome.per_token_s) is not None:
                 self.per_token_s.record(per_token_s)
 
@@ -150,8 +161,8 @@ class Series:
         self.first_output_s.merge(other.first_output_s)
         self.per_token_s.merge(other.per_token_s)
         self.total_s.merge(other.total_s)
-        self.input_tokens += other.input_tokens
-        self.output_tokens += other.output_tokens
+        self.tokens_in.merge(other.tokens_in)
+        self.tokens_out.merge(other.tokens_out)
         self.bytes_in += other.bytes_in
         self.bytes_out += other.bytes_out
 
@@ -172,16 +183,27 @@ class Series:
         }
 
 
-_Rows: TypeAlias = defaultdict[tuple[str, str, str], Series]
+_Rows: TypeAlias = defaultdict[tuple[str, str, str, str, str], Series]
 
 
 class Labels(NamedTuple):
-    """What a series is about; an empty text where a try had no such thing."""
+    """What a series is about; an empty text where a try had no such thing.
+
+    Args:
+        method: Such as ``llm/chat``.
+        instance: The id of the instance.
+        route: The name of the route.
+        model: What was asked for.
+        api: The client API it was asked in, such as ``openai``; empty for the library's callers.
+        result: ``ok``, ``cancelled``, or the kind of failure.
+    """
 
     method: str
     instance: str
     route: str
     model: str
+    api: str
+    result: str
 
 
 _Labels = TypeVar("_Labels", bound=tuple[str, ...])
@@ -189,7 +211,7 @@ _Key = TypeVar("_Key", bound="str | tuple[str, ...]")
 
 
 class _Window:
-    """What was counted in some time: the series of each instance, by (method, route, model)."""
+    """What was counted in some time: the series of each instance, by (method, route, model, api, result)."""
 
     __slots__ = ("first_output_s", "instances")
 
@@ -227,12 +249,16 @@ class ResourceMetrics:
         """Counts."""
         return f"<ResourceMetrics {sum(1 for _ in self)} series, {self.sum().total_s.count} tries>"
 
-    def record(self, method: str, instance_id: str, outcome: Outcome, *, route: str = "", model: str = "") -> None:
-        """Count one try of `method` on `instance_id`."""
+    def record(
+        self, method: str, instance_id: str, outcome: Outcome, *, route: str = "", model: str = "", api: str = ""
+    ) -> None:
+        """Count one try of `method` on `instance_id`; see `Labels`."""
         if self._clock.monotonic() >= self._turn_at:
             self._turn()
         window = self._ring[-1]
-        window.instances[instance_id][method, route, model].record(outcome)
+        # By its value, without the call that `value` is.
+        result = (outcome.kind or outcome.result)._value_
+        window.instances[instance_id][method, route, model, api, result].record(outcome)
         if self._watched and (route, model) in self._watched and outcome.first_output_s is not None:
             window.first_output_s[route, model].record(outcome.first_output_s)
 
@@ -264,7 +290,7 @@ class ResourceMetrics:
         wanted = (method, instance_id, route, model)
         result = Series()
         for labels, series in self._rows(recent=recent, instance_id=instance_id):
-            if all(only in (None, label) for only, label in zip(wanted, labels, strict=True)):
+            if all(only in (None, label) for only, label in zip(wanted, labels[:4], strict=True)):
                 result.merge(series)
         return result
 
@@ -272,7 +298,7 @@ class ResourceMetrics:
         """The numbers for each value of `label`, in order. To be read at once: some of the series go on counting.
 
         Args:
-            label: ``method``, ``instance``, ``route`` or ``model``.
+            label: One of `Labels`.
             recent: Only of the last four to five minutes.
 
         Raises:
@@ -283,7 +309,7 @@ class ResourceMetrics:
         return _grouped(self._rows(recent=recent), attrgetter(label))
 
     def report(self, *, recent: bool = True) -> dict[str, Any]:
-        """Everything as plain data: in sum, and for each instance, model, route and method.
+        """Everything as plain data: in sum, and for each instance, model, route, method and client API.
 
         Args:
             recent: Of the last four to five minutes; False: since the process began.
@@ -291,8 +317,9 @@ class ResourceMetrics:
         rows = list(self._rows(recent=recent))
         # Instances may be thousands, what is asked of them is little: the other sums are made of sums over all of them.
         groups = {"instance": _grouped(rows, attrgetter("instance"))}
-        over_all = _grouped(rows, attrgetter("method", "route", "model")).items()
-        groups |= {label: _grouped(over_all, itemgetter(n)) for label, n in (("model", 2), ("route", 1), ("method", 0))}
+        names = ("method", "route", "model", "api")
+        over_all = _grouped(rows, attrgetter(*names)).items()
+        groups |= {label: _grouped(over_all, itemgetter(place)) for place, label in enumerate(names)}
         everything = _grouped(over_all, lambda _: "").get("", Series())
         parts = {f"{label}s": {name: s.as_dict() for name, s in of.items() if name} for label, of in groups.items()}
         return {"window_s": WINDOW_S * WINDOWS if recent else None, "sum": everything.as_dict(), **parts}
@@ -329,7 +356,7 @@ class ResourceMetrics:
             for window in self._ring:
                 for rows in window.instances.values():
                     for (_, *of), series in rows.items():
-                        if of == [route, model]:
+                        if of[:2] == [route, model]:
                             window.first_output_s[route, model].merge(series.first_output_s)
 
     def _rows(self, *, recent: bool, instance_id: str | None = None) -> Iterator[tuple[Labels, Series]]:
@@ -337,8 +364,8 @@ class ResourceMetrics:
         for window in self._ring if recent else (self._past, *self._ring):
             every = window.instances
             for name in every if instance_id is None else every.keys() & {instance_id}:
-                for (method, route, model), series in every[name].items():
-                    yield Labels(method, name, route, model), series
+                for (method, *of), series in every[name].items():
+                    yield Labels(method, name, *of), series
 
     def _turn(self) -> None:
         """Begin a new window for each minute that has passed, and let the oldest ones go to the past."""

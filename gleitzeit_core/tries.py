@@ -137,7 +137,8 @@ class Try:
         run.outcome = outcome = Outcome(result, kind, *times, self._usage, bytes_in, self._bytes_out)
         name = name if name in admission.pool.records else self._metrics.GONE
         model = needs.model if needs.capabilities else ""
-        self._metrics.record(request.method, name, outcome, route=run.route.name, model=model)
+        route, api = run.route.name, request.dialect
+        self._metrics.record(request.method, name, outcome, route=route, model=model, api=api)
         admission.release(run, slot, outcome)
 
     def _judged(self, failure: BaseException) -> tuple[Result, FailureKind | None]:

@@ -57,9 +57,9 @@ def test_sums_are_by_each_label_and_over_all(metrics: ResourceMetrics) -> None:
     )
     assert [metrics.sum(**only).total_s.count for only in questions] == [3, 2, 2, 0, 1, 1, 0]
     assert [labels for labels, _ in metrics] == [
-        Labels("m", "a", "r", "x"),
-        Labels("m", "b", "r", "y"),
-        Labels("n", "a", "s", ""),
+        Labels("m", "a", "r", "x", "", "ok"),
+        Labels("m", "b", "r", "y", "", "ok"),
+        Labels("n", "a", "s", "", "", "ok"),
     ]
     assert repr(metrics) == "<ResourceMetrics 3 series, 3 tries>"
 
@@ -67,7 +67,7 @@ def test_sums_are_by_each_label_and_over_all(metrics: ResourceMetrics) -> None:
 def test_labels_that_are_not_given_are_empty(metrics: ResourceMetrics) -> None:
     """A method without a model, say."""
     metrics.record("m", "a", done())
-    assert [labels for labels, _ in metrics] == [Labels("m", "a", "", "")]
+    assert [labels for labels, _ in metrics] == [Labels("m", "a", "", "", "", "ok")]
 
 
 def test_by_label(metrics: ResourceMetrics) -> None:
@@ -138,7 +138,7 @@ def test_nothing_is_lost_or_counted_twice(tries: list[tuple[str, str, str, str, 
         clock.advance(later_s)
         metrics.record(method, instance, done(total_s), route=route, model=model)
         window = int((clock.monotonic() - began) // WINDOW_S)
-        counted.append((window, Labels(method, instance, route, model)))
+        counted.append((window, Labels(method, instance, route, model, "", "ok")))
     present = int((clock.monotonic() - began) // WINDOW_S)
     expected: defaultdict[Labels, int] = defaultdict(int)
     for _, labels in counted:
@@ -159,7 +159,7 @@ def test_what_is_gone_stays_in_the_sums_under_one_name(metrics: ResourceMetrics,
         clock.advance(RECENT_S / 25)
         metrics.record("m", f"i{number}", done(), route="r", model="x")
         metrics.forget(f"i{number}")
-    assert [labels for labels, _ in metrics] == [Labels("m", metrics.GONE, "r", "x")]
+    assert [labels for labels, _ in metrics] == [Labels("m", metrics.GONE, "r", "x", "", "ok")]
     assert metrics.sum(method="m", model="x").total_s.count == 100
     assert 30 < metrics.sum(recent=True, instance_id=metrics.GONE).total_s.count < 60
     metrics.forget("never there")

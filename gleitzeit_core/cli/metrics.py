@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from gleitzeit_core.cli.client import GatewayClient
 
-GROUPS: Final = {"instance": "instances", "model": "models", "route": "routes", "method": "methods"}
+GROUPS: Final = {"instance": "instances", "model": "models", "route": "routes", "method": "methods", "api": "apis"}
 _TIMES: Final = {"wait_s": "wait", "first_output_s": "first output", "per_token_s": "per token", "total_s": "total"}
 _NUMBERS: Final = (
     Column("tries", right=True),
@@ -41,9 +41,9 @@ _NUMBERS: Final = (
 def metrics(client: GatewayClient, *, by: str, total: bool, as_json: bool) -> None:
     """Show how many tries there were, how they ended, how long they took and what they produced.
 
-    JSON: window_s (null for all time), sum, instances, models, routes, methods; in each count, success_rate, results,
-    wait_s, first_output_s, per_token_s and total_s (each with p50, p95, p99), input_tokens, output_tokens, bytes_in,
-    bytes_out.
+    JSON: window_s (null for all time), sum, instances, models, routes, methods, apis (what callers speak; the library's
+    own are in none); in each count, success_rate, results, wait_s, first_output_s, per_token_s and total_s (each with
+    p50, p95, p99), input_tokens, output_tokens, bytes_in, bytes_out.
     """
     found = client.admin("GET", f"/metrics?window={'total' if total else 'recent'}")
     if as_json:

@@ -16,6 +16,7 @@ from gleitzeit_core.breaker import BreakerState
 from gleitzeit_core.metrics import Labels
 from gleitzeit_core.pool import State
 from gleitzeit_core.records import DEGRADED, DRAINED, EJECTED
+from gleitzeit_gateway import genai_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,6 +66,7 @@ class _Collector:
 
     def collect(self) -> Iterator[Metric]:
         yield from self._of_tries()
+        yield from genai_metrics.families(self._series, {one.instance.id: one.instance for one in self._reports})
         yield from self._of_instances()
         yield from self._of_queues()
         yield CounterMetricFamily("gleitzeit_hedges_started", "Second tries beside a slow first.", value=self._started)
@@ -72,14 +74,11 @@ class _Collector:
 
     def _of_tries(self) -> Iterator[Metric]:
         names = Labels._fields
-        results = CounterMetricFamily(
-            "gleitzeit_tries", "Tries of requests on instances, by how they ended.", labels=[*names, "result"]
-        )
+        results = CounterMetricFamily("gleitzeit_tries", "Tries of requests on instances.", labels=names)
         histograms = {key: HistogramMetricFamily(*said, labels=names) for key, said in _HISTOGRAMS.items()}
         counters = {key: CounterMetricFamily(*said, labels=names) for key, said in _COUNTERS.items()}
         for labels, series in self._series:
-            for result, count in series.results.items():
-                results.add_metric([*labels, result], count)
+            results.add_metric(labels, series.total_s.count)
             for key, histogram in histograms.items():
                 counted: Histogram = getattr(series, key)
                 if counted.count:

@@ -173,4 +173,38 @@ async def test_every_name_is_documented(serve: Serve, ollama: OllamaServer) -> N
         family.name + ("_total" if family.type == "counter" else "")
         for family in text_string_to_metric_families(answered.text)
     }
-    assert set(re.findall(r"`(gleitzeit_\w+)`", PAGE.read_text())) == exported
+    assert set(re.findall(r"`((?:gleitzeit|gen_ai)_\w+)` \|", PAGE.read_text())) == exported
+
+
+async def test_the_names_of_opentelemetry(serve: Serve, ollama: OllamaServer) -> None:
+    """Durations, first tokens, times per token and token counts, by operation, model, server, client API and error."""
+    gateway = await serve(ollama)
+    plain, _ = await gateway.chat(), await gateway.chat(v1=True)
+    ollama.script.always(Status(500, "no"))
+    await gateway.chat()
+    samples = await samples_of(gateway)
+    server = {"gen_ai_provider_name": "ollama", "server_address": "127.0.0.1", "server_port": str(ollama.port)}
+    chat = {"gen_ai_operation_name": "chat", "gen_ai_request_model": "smollm2", **server}
+    for name in ("request_duration", "time_to_first_token", "time_per_output_token"):
+        count = f"gen_ai_server_{name}_seconds_count"
+        for api in ("ollama", "openai"):
+            assert value(samples, count, client_api=api, error_type="", **chat) == 1, name
+    assert value(samples, "gen_ai_server_request_duration_seconds_count", error_type="server_error", **chat) == 1
+    assert value(samples, "gen_ai_server_time_to_first_token_seconds_count", error_type="server_error") == 0
+    native = {"client_api": "ollama", "error_type": "", **chat}
+    read = value(samples, "gen_ai_client_token_usage_sum", gen_ai_token_type="input", **native)
+    written = value(samples, "gen_ai_client_token_usage_sum", gen_ai_token_type="output", **native)
+    assert (read, written) == (plain.json["prompt_eval_count"], plain.json["eval_count"])
+    assert value(samples, "gen_ai_client_token_usage_bucket", le="+Inf", gen_ai_token_type="input", **native) == 1
+
+
+async def test_each_client_api_and_result_has_a_series(serve: Serve, ollama: OllamaServer) -> None:
+    """Of tries and their histograms; callers of the library have no API."""
+    gateway = await serve(ollama)
+    await gateway.chat()
+    await gateway.chat(v1=True)
+    await gateway.manager.execute("llm/chat", {"model": "smollm2", "messages": [{"role": "user", "content": "hi"}]})
+    samples = await samples_of(gateway)
+    for api in ("ollama", "openai", ""):
+        assert value(samples, "gleitzeit_tries_total", api=api, result="ok") == 1
+        assert value(samples, "gleitzeit_total_seconds_count", api=api, result="ok") == 1
