@@ -1,4 +1,7 @@
-"""What every test folder shares: with GLEITZEIT_REQUIRE_ALL=1 nothing may be left out."""
+"""What every test folder shares.
+
+With GLEITZEIT_REQUIRE_ALL=1 nothing may be left out; with GLEITZEIT_FULL_SIZE=1 tests that can be large are.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
     from pathlib import Path
 
+FULL_SIZE = os.environ.get("GLEITZEIT_FULL_SIZE", "") not in {"", "0"}
 REQUIRE_ALL = os.environ.get("GLEITZEIT_REQUIRE_ALL", "") not in {"", "0"}
 
 
@@ -39,6 +43,12 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     if REQUIRE_ALL:
         _forbid_skip(report)
     return report
+
+
+@pytest.fixture(scope="session")
+def full_size() -> bool:
+    """Whether a test that can be small or large is to be large, as `make test-faults` has it."""
+    return FULL_SIZE
 
 
 @pytest.fixture(scope="session")

@@ -164,24 +164,29 @@ class Admission:
 
     def progress(self, slot: Slot) -> None:
         """First output from an instance."""
+        loads = slot.loads
         self.pool.progress(slot)
-        self._settle(slot.record)
+        self._settle(slot.record, others=bool(loads))
 
     def release(self, ticket: Ticket, slot: Slot, outcome: Outcome) -> None:
         """A try ended. Called once for each slot, when the work has stopped."""
-        record = slot.record
+        record, loads = slot.record, slot.loads
         self.pool.judge(slot, outcome)
         # Work under a lease has nothing to free: that is the lease's.
         if not slot.freed:
             (ticket.balancer or self._table.balancer(ticket)).finish(ticket, slot, outcome)
             supplier = self.suppliers.get(slot.instance.hub)
-            if supplier is not None and supplier.recycles and slot.used:
+            recycles = supplier is not None and supplier.recycles
+            if recycles and slot.used:
                 self._effects.append(Recycle(slot, outcome))
             else:
                 self._free(slot)
+                if recycles:
+                    # Nobody will recycle it, but it may be in the way of others who wait.
+                    self._review()
         if outcome.result is _FAILED and record.condition != record.announced and self.pool.holds(record):
             self._effects.append(Suspect(slot.instance.id))
-        self._settle(record)
+        self._settle(record, others=bool(loads))
 
     def recycled(self, slot: Slot, *, keep: bool) -> None:
         """An instance is ready again after a use, or (not `keep`) will be retired."""
@@ -203,7 +208,8 @@ class Admission:
         """An instance is there, or has changed."""
         old = self.pool.records.get(instance.id)
         before = old.instance if old else None
-        record = self.pool.put(instance, state)
+        record, supplier = self.pool.put(instance, state), self.suppliers.get(instance.hub)
+        record.on_work = None if supplier is None else supplier.occupied
         if record.instance != before or record.condition != record.announced:
             self._announce(before, record)
         self._flush()
@@ -246,6 +252,12 @@ class Admission:
             self._effects.append(Changed(gone))
             self._review()
 
+    def in_the_way(self, instance: ResourceInstance, fresh: ResourceInstance) -> bool:
+        """Whether the first of those who wait for one like `fresh`, of the same hub, cannot use `instance`."""
+        hub = instance.hub
+        waiting = [b for b in self._queues if hub in (b.route.hubs or {hub}) and b.requirements.allow(fresh)]
+        return bool(waiting) and not min(waiting, key=lambda b: b.turn).requirements.allow(instance)
+
     def supply_changed(self) -> None:
         """A hub can create more, or less, than before: look again at those who wait."""
         self._review()
@@ -285,13 +297,13 @@ class Admission:
 
     # -- inside ------------------------------------------------------------------------------------------------
 
-    def _settle(self, record: Record) -> None:
-        """After every event on an instance: tell of its change, let those who wait for it have it."""
+    def _settle(self, record: Record, *, others: bool = False) -> None:
+        """After every event on an instance: tell of its change, let those who wait for it (and `others`) have it."""
         if record.condition != record.announced and self.pool.holds(record):
             self._announce(record.instance, record)
         elif self._queues:
             # Where shares are kept, what one instance has room for depends on all of them.
-            self._grant(None if self._shares else record)
+            self._grant(None if self._shares or others else record)
         self._flush()
 
     def _announce(self, before: ResourceInstance | None, record: Record) -> None:

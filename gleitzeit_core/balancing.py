@@ -53,6 +53,7 @@ class LoadBalancer:
         self.again_at: float | None = None
         self.timer: tuple[float, TimerHandle] | None = None
         self._pool, self._clock = pool, clock
+        self._loads, self._loadable = pool.loads, bool(requirements.model)
         self._version = -1
         self._snapshot: Snapshot
         self._slots = 1
@@ -193,6 +194,9 @@ class LoadBalancer:
             view = self.shares.view(ticket.request, self._snapshot)
         if ticket.excluded:
             view = View([record for record in view.candidates if ticket.may_use(record)])
+        if self._loads.began and self.strategy.joins_loads:
+            view, until = self._loads.joined(self.requirements.capabilities, view, self._clock.monotonic())
+            self._ask_again(until)
         return self._ask(ticket, view) if view.has_room() else None
 
     def considers(self, ticket: Ticket) -> bool:
@@ -238,11 +242,14 @@ class LoadBalancer:
                 return picked
             if isinstance(picked, Wait):
                 if picked.again_s is not None:
-                    when = self._clock.monotonic() + max(_AGAIN_LEAST_S, picked.again_s)
-                    self.again_at = min(when, self.again_at or when)
+                    self._ask_again(self._clock.monotonic() + max(_AGAIN_LEAST_S, picked.again_s))
                 return None
             logger.error("strategy %r picked %r, which is not free; using the first that is", self.strategy, picked)
         return next(record for record in view.free if isinstance(record, Record))
+
+    def _ask_again(self, when: float | None) -> None:
+        if when is not None:
+            self.again_at = min(when, self.again_at or when)
 
     def _tell(self) -> None:
         try:
@@ -253,6 +260,8 @@ class LoadBalancer:
     def start(self, ticket: Ticket, record: Record) -> Slot:
         """Take a slot on `record`."""
         slot = self._pool.take(record)
+        if self._loadable:
+            self._loads.begin(slot, self.requirements.capabilities)
         if self.shares is not None:
             self.shares.taken(slot, ticket.request)
         # The route may get another strategy meanwhile: the one that was told of the beginning is told of the end.

@@ -89,7 +89,7 @@ class CircuitBreaker:
 
     __slots__ = (
         *("_before", "_calls", "_clock", "_failed", "_failures", "_half", "_half_calls", "_half_s", "_opened_in_a_row"),
-        *("_permits", "_policy", "_random", "_stale", "_starts", "_until", "state"),
+        *("_permits", "_policy", "_random", "_stale", "_starts", "_until", "_why", "state"),
     )
 
     def __init__(
@@ -103,6 +103,7 @@ class CircuitBreaker:
         self._failures = 0
         self._opened_in_a_row = 0
         self._until = 0.0
+        self._why = ""
         self._permits: dict[int, float] = {}
         # What ended, and failed, in this half of the window (numbered from the clock's zero) and in the half before it.
         self._half_s, self._half_calls = self._policy.window_s / 2, -(-self._policy.window // 2)
@@ -116,6 +117,14 @@ class CircuitBreaker:
     def until(self) -> float | None:
         """When it half opens, on the monotonic clock; None unless open."""
         return self._until if self.state is BreakerState.OPEN else None
+
+    @property
+    def why(self) -> str:
+        """Why it is open, and for how long; empty unless it is."""
+        if self.state is not BreakerState.OPEN:
+            return ""
+        left_s = max(0.0, self._until - self._clock.monotonic())
+        return f"{self._why or 'tripped'}; tried again in {left_s:.0f} s"
 
     @property
     def room(self) -> int | None:
@@ -182,14 +191,19 @@ class CircuitBreaker:
         self._enter(BreakerState.CLOSED)
         return True
 
-    def failure(self, token: int) -> bool:
-        """The try failed. True when this opened the breaker."""
+    def failure(self, token: int, what: str = "") -> bool:
+        """The try failed, `what` says how, for people. True when this opened the breaker."""
         if token <= self._stale or self.state is BreakerState.OPEN:
             return False
         self._failures += 1
         self._count(failed=1)
-        if self.state is BreakerState.CLOSED and self._failures < self._policy.failures and not self._too_many():
-            return False
+        if self.state is BreakerState.CLOSED:
+            in_a_row = self._failures >= self._policy.failures
+            if not in_a_row and not self._too_many():
+                return False
+            calls, failed = self.recent()
+            why = f"{self._failures} failures in a row" if in_a_row else f"{failed} of the last {calls} tries failed"
+            self._why = f"{why}, the last: {what}" if what else why
         self.trip()
         return True
 

@@ -54,20 +54,28 @@ _SHOWN: Final = frozenset({"bool", "enum", "finite", "float", "greater", "int", 
 
 
 def is_secret(path: ConfigPath) -> bool:
-    """Whether what stands there is secret, going by the keys: ``keys``, ``api_key``, ``X-Api-Key``, ..."""
-    words = (re.split(r"[-_]", part.lower())[-1] for part in path if isinstance(part, str))
-    return not _SECRET_WORDS.isdisjoint(words)
+    """Whether what stands there is secret, going by the keys: ``api_key``, ``X-Api-Key``, ``keys``, ...
+
+    What is told about one of a list of ``keys``, such as its name, is not.
+    """
+    parts = [part for n, part in enumerate(path) if isinstance(part, str) and not _lists(path, n)]
+    return not _SECRET_WORDS.isdisjoint(re.split(r"[-_]", part.lower())[-1] for part in parts)
 
 
-def secrets_in(value: object, path: ConfigPath = ()) -> Iterator[str]:
-    """All secret texts; those of fewer than 4 characters are left out, as they occur by chance."""
+def _lists(path: ConfigPath, place: int) -> bool:
+    """Whether a list of mappings is there."""
+    return len(path) > place + 2 and isinstance(path[place + 1], int) and isinstance(path[place + 2], str)
+
+
+def secrets_in(value: object, path: ConfigPath = (), at_least: int = 4) -> Iterator[str]:
+    """All secret texts; those of fewer than `at_least` characters are left out, as they occur by chance."""
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from secrets_in(item, (*path, str(key)))
+            yield from secrets_in(item, (*path, str(key)), at_least)
     elif isinstance(value, list | tuple):
-        for item in value:
-            yield from secrets_in(item, path)
-    elif len(str(value)) > 3 and not isinstance(value, bool) and is_secret(path):  # noqa: PLR2004 - see above
+        for number, item in enumerate(value):
+            yield from secrets_in(item, (*path, number), at_least)
+    elif len(str(value)) >= at_least and not isinstance(value, bool) and is_secret(path):
         yield str(value)
 
 
@@ -139,12 +147,18 @@ def _real_path(item: ErrorDetails, data: Any) -> ConfigPath:  # noqa: ANN401 - a
 def _sentence(item: ErrorDetails, path: ConfigPath) -> str:
     kind, first = item["type"], item["type"].partition("_")[0]
     secret, form = is_secret(path), _SENTENCES.get(kind) or _SENTENCES.get(first)
-    if secret and form in (None, "{error}"):
-        return "is not valid"  # these texts are the model's own, and may quote the value
+    if secret and (form is None or (form == "{error}" and _quotes(item, path))):
+        return "is not valid"  # these texts are the model's own
     if form is None or ("{" in form and "ctx" not in item):
         return item["msg"].replace("Input should", "should")
     text = form.format_map(item.get("ctx", {}))
     return f"{text}, not {_shown(item['input'], hide=secret or first not in _SHOWN)}" if "must" in form else text
+
+
+def _quotes(item: ErrorDetails, path: ConfigPath) -> bool:
+    """Whether a model's own text may have a secret in it, or a piece of one: four characters are taken for that."""
+    text, secrets = str(item.get("ctx", {}).get("error")), secrets_in(item["input"], path, at_least=1)
+    return any(secret[n : n + 4] in text for secret in secrets for n in range(max(1, len(secret) - 3)))
 
 
 def _shown(value: object, *, hide: bool) -> str:

@@ -47,7 +47,7 @@ def masked(value: Any, path: ConfigPath = ()) -> Any:  # noqa: ANN401 - plain da
     if isinstance(value, Mapping):
         return {key: masked(item, (*path, key)) for key, item in value.items()}
     if isinstance(value, list):
-        return [masked(item, path) for item in value]
+        return [masked(item, (*path, number)) for number, item in enumerate(value)]
     if value is None or isinstance(value, bool):
         return value
     if is_secret(path) or value == str(SecretStr(MASK)):

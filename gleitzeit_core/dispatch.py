@@ -31,6 +31,7 @@ from gleitzeit_core.errors import (
 from gleitzeit_core.hedging import Hedging
 from gleitzeit_core.leases import LEASE, Lease, LeaseRequest, acquire, checked_ttl_s
 from gleitzeit_core.metrics import ResourceMetrics
+from gleitzeit_core.needs import of_tenant
 from gleitzeit_core.pool import State
 from gleitzeit_core.records import DRAINED
 from gleitzeit_core.requests import Request
@@ -237,6 +238,7 @@ class Dispatcher:
             InvalidRequest: `ttl_s` or `timeout_s` is not a number above 0.
         """
         checked_ttl_s(ttl_s)
+        requirements = of_tenant(requirements, tenant, self.shell.hubs.values())
         if timeout_s is not None and not timeout_s > 0:
             raise InvalidRequest(f"timeout_s must be above 0, not {timeout_s!r}", param="timeout_s")
 

@@ -42,11 +42,12 @@ class EventStream:
 
     Args:
         requests: Whether finished requests are wanted, too.
+        tenant: Only this tenant's; None for everybody's.
         leave: Called when it is closed.
     """
 
-    def __init__(self, *, requests: bool, leave: Callable[[EventStream], None]) -> None:
-        self.requests, self._leave = requests, leave
+    def __init__(self, *, requests: bool, tenant: str | None, leave: Callable[[EventStream], None]) -> None:
+        self.requests, self.tenant, self._leave = requests, tenant, leave
         self._events: deque[Event] = deque()
         self._dropped = 0
         self._ended = False
@@ -109,9 +110,9 @@ class Events:
         """How many listen."""
         return f"<Events, {len(self._streams)} readers>"
 
-    def listen(self, *, requests: bool = False) -> EventStream:
+    def listen(self, *, requests: bool = False, tenant: str | None = None) -> EventStream:
         """A new reader."""
-        stream = EventStream(requests=requests, leave=self._streams.discard)
+        stream = EventStream(requests=requests, tenant=tenant, leave=self._streams.discard)
         self._streams.add(stream)
         self.observes_requests |= requests
         return stream
@@ -147,7 +148,7 @@ class Events:
 
     def _put(self, event: Event) -> None:
         for stream in tuple(self._streams):
-            if stream.requests or event.kind != "request":
+            if event.kind != "request" or (stream.requests and stream.tenant in (None, event.data["tenant"])):
                 stream.put(event)
 
 

@@ -31,8 +31,9 @@ from gleitzeit_core.probes import ProbeOptions  # noqa: TC001 - pydantic needs i
 from gleitzeit_core.routing import Offer, OfferKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
+    from gleitzeit_core.clock import Clock
     from gleitzeit_core.requests import Outcome
     from gleitzeit_core.resources import Requirements, ResourceInstance
 
@@ -58,6 +59,10 @@ OptionsT = TypeVar("OptionsT", bound=HubOptions)
 class HubSink(HealthSink, Protocol):
     """Where a hub reports to, with what its checks report. All calls return at once."""
 
+    @property
+    def clock(self) -> Clock:
+        """Time, for hubs that do something later."""
+
     def remove(self, instance_id: str, reason: str) -> None:
         """An instance is gone."""
 
@@ -69,6 +74,12 @@ class HubSink(HealthSink, Protocol):
 
     def idle_s(self, instance_id: str) -> float | None:
         """How long it has had no work, in seconds; 0.0 while it has some, None while it drains or is not known."""
+
+    def is_free(self, instance_id: str) -> bool:
+        """Whether it is up, and has no work."""
+
+    def in_the_way(self, instance: ResourceInstance, fresh: ResourceInstance) -> bool:
+        """Whether the first of those who wait for one like `fresh` cannot use `instance`."""
 
     async def check_now(self, instance_id: str) -> bool:
         """Check it without waiting for its turn. Whether it is well."""
@@ -85,8 +96,12 @@ class ResourceHub(ABC, Generic[OptionsT]):
     kind: ClassVar[str]
     recycles: ClassVar[bool] = False
     """Whether `recycle` must run after each use, before the slot is free again."""
+    occupied: Callable[[], None] | None = None
+    """Called when an instance got its first work, or is in another condition; must return at once. None: not wanted."""
     running = False
     """Whether it is started and not being removed: only then it is asked for more instances."""
+    tenant_bound = False
+    """Whether an instance belongs, after its first use, to the tenant of that use; only a `SupplyHub` sees to it."""
     problem = ""
     """Why it cannot do all that it should, for people; empty when it can."""
 
@@ -169,6 +184,11 @@ class ResourceHub(ABC, Generic[OptionsT]):
 
         Called once; once more after an `open` that went on meanwhile.
         """
+
+    @property
+    def creates(self) -> bool:
+        """Whether it may start instances of its own: several processes with its configuration would each do so."""
+        return False
 
     # -- for authors to call -----------------------------------------------------------------------------------
 

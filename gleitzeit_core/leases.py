@@ -135,7 +135,7 @@ def _again(shell: Shell, run: Run, when: float) -> None:
         shell.turn_away(run, run.last_failure)
 
 
-def _next_fence(wall: float) -> int:
+def next_fence(wall: float) -> int:
     """Above all before it, those of an earlier process included: an instance may outlive one."""
     global _fence  # noqa: PLW0603 - one sequence for all dispatchers of a process
     _fence = max(_fence + 1, int(wall * 1000))
@@ -146,7 +146,7 @@ async def _hold(dispatcher: Dispatcher, run: Run, slot: Slot, ttl_s: float, stor
     """A lease of one of the places on an instance, by the store; None when others have all of them."""
     if store is None:
         wall = dispatcher.clock.wall()
-        return StoredLease(slot.instance.id, "", wall + ttl_s, _next_fence(wall))
+        return StoredLease(slot.instance.id, "", wall + ttl_s, next_fence(wall))
     taking = dispatcher.shell.spawn(_take(store, slot, ttl_s))
     try:
         return await asyncio.shield(taking)
@@ -370,7 +370,8 @@ class Lease:
         # We know only in part what its holder did. It speaks for the instance if the last that we know of went well.
         result = Result.OK if self._well else Result.CANCELLED
         total_s = dispatcher.clock.monotonic() - self._slot.taken_at
-        run.outcome = Outcome(result=result, wait_s=run.wait_s, total_s=total_s)
+        tenant = run.request.requirements.tenant
+        run.outcome = Outcome(result=result, wait_s=run.wait_s, total_s=total_s, tenant=tenant)
         dispatcher.shell.admission.release(run, self._slot, run.outcome)
         dispatcher.running.finish(run, None)
         self._done.set()

@@ -376,14 +376,15 @@ class ResourceManager:
 
     # -- what there is -----------------------------------------------------------------------------------------
 
-    def events(self, *, requests: bool = False) -> EventStream:
+    def events(self, *, requests: bool = False, tenant: str | None = None) -> EventStream:
         """What happens from now on, until the manager is closed; see `Event`.
 
         Args:
             requests: Finished requests, too.
+            tenant: Of these only those of this tenant; None for all.
         """
         self.dispatcher  # noqa: B018 - a manager that is not started has no events
-        return self._events.listen(requests=requests)
+        return self._events.listen(requests=requests, tenant=tenant)
 
     def instances(self) -> tuple[InstanceReport, ...]:
         """All instances and how they are."""

@@ -9,10 +9,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gleitzeit_core.config_messages import explain
 from gleitzeit_core.errors import InvalidRequest
-from gleitzeit_core.resources import MODEL, Requirements
+from gleitzeit_core.resources import ANONYMOUS, MODEL, Requirements
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+
+    from gleitzeit_core.hub import ResourceHub
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -47,6 +49,12 @@ def requirements_of(kind: str, needs: Requirements | Mapping[str, Any] | None) -
         tags=frozenset(given.tags),
         instances=frozenset(given.instances),
     )
+
+
+def of_tenant(requirements: Requirements, tenant: str, hubs: Iterable[ResourceHub[Any]]) -> Requirements:
+    """`requirements` of a lease for `tenant`, where one of the `hubs` that are meant keeps instances for tenants."""
+    bound = any(hub.tenant_bound and requirements.kind in ("", hub.kind, hub.name) for hub in hubs)
+    return replace(requirements, tenant=requirements.tenant or tenant or ANONYMOUS) if bound else requirements
 
 
 def checked(model: type[M], data: Mapping[str, Any]) -> M:

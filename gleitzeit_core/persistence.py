@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _BACKLOG = 1024
 _KEYS_MAX = 65_536
+_SUMS_LEAST = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +144,7 @@ class _Memory:
         self._requests: dict[str, tuple[Request, float]] = {}
         self._keys: dict[str, None] = {}
         self._sums: dict[str, tuple[float, float]] = {}
+        self._sums_max = _SUMS_LEAST
         self._snapshots: dict[str, Mapping[str, Any]] = {}
         self._listeners: defaultdict[str, set[asyncio.Queue[str]]] = defaultdict(set)
 
@@ -200,6 +202,10 @@ class _Memory:
         total, expires_at = self._sums.get(name, (0.0, 0.0))
         if expires_at <= now:
             total, expires_at = 0.0, now + ttl_s
+            if len(self._sums) >= self._sums_max:
+                # What has run out is forgotten, so rarely that it costs next to nothing.
+                self._sums = {key: one for key, one in self._sums.items() if one[1] > now}
+                self._sums_max = 2 * len(self._sums) + _SUMS_LEAST
         self._sums[name] = (total + amount, expires_at)
         return total + amount
 

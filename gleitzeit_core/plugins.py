@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["CORE_SECTIONS", "WELL_KNOWN", "PluginHost", "PluginRecord", "Status"]
 
 # No index has these yet, so each is installed from a checkout, together with the plugin it needs.
-_LLM = "plugins/gleitzeit-llm"
+_LLM, _PYTHON = "plugins/gleitzeit-llm", "plugins/gleitzeit-python"
 _STRATEGIES = (
     *("adaptive", "consistent_hash", "ewma", "locality", "model_affinity", "power_of_two", "priority", "tagged"),
     "weighted",
@@ -41,7 +41,11 @@ WELL_KNOWN: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("hub type", "ollama"): ("plugins/gleitzeit-ollama", _LLM),
     ("hub type", "openai"): ("contrib/gleitzeit-openai", _LLM),
     ("hub type", "llamacpp"): ("contrib/gleitzeit-llamacpp", _LLM),
+    ("hub type", "docker"): ("plugins/gleitzeit-docker", _PYTHON),
+    ("hub type", "process"): ("contrib/gleitzeit-process", _PYTHON),
     ("provider", "llm"): (_LLM,),
+    ("provider", "python"): (_PYTHON,),
+    ("command", "python"): (_PYTHON,),
     ("section", "gateway"): ("plugins/gleitzeit-gateway", _LLM),
     ("command", "serve"): ("plugins/gleitzeit-gateway", _LLM),
     **{("strategy", name): ("plugins/gleitzeit-strategies",) for name in _STRATEGIES},

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from gleitzeit_core.breaker import BreakerState, CircuitBreaker
 from gleitzeit_core.errors import FailureKind
+from gleitzeit_core.loads import Loads
 from gleitzeit_core.records import Record, Slot, Snapshot, State
 from gleitzeit_core.requests import Result
 
@@ -58,6 +59,7 @@ class Pool:
         self.version = 0
         # Every record whose load or room changed, for the snapshots; now and then begun anew.
         self.journal: list[Record] = []
+        self.loads = Loads()
 
     def __repr__(self) -> str:
         """Counts."""
@@ -145,6 +147,8 @@ class Pool:
 
     def take(self, record: Record) -> Slot:
         """Take a slot on an instance that has room."""
+        if record.on_work is not None and not record.in_flight:
+            record.on_work()
         record.in_flight += 1
         token = record.breaker.start()
         self._recount(record)
@@ -164,6 +168,8 @@ class Pool:
             return
         slot.progressed = True
         record = slot.record
+        if slot.loads:
+            self.loads.end(slot, ready=True)
         if record.breaker.success(slot.token):
             record.allowance = record.in_flight + 1
             self._touch(record)
@@ -190,7 +196,7 @@ class Pool:
         if kind in (FailureKind.BUSY, FailureKind.REJECTED) or (out and record.state is not State.READY):
             record.breaker.neutral(slot.token)
         else:
-            if record.breaker.failure(slot.token):
+            if record.breaker.failure(slot.token, kind.value.replace("_", " ")):
                 self._touch(record)
             self._weigh(record)
         if kind is FailureKind.BUSY:
@@ -223,6 +229,8 @@ class Pool:
         if slot.freed:
             return False
         slot.freed = True
+        if slot.loads:
+            self.loads.end(slot, ready=False)
         slot.record.in_flight -= 1
         self._recount(slot.record)
         return True

@@ -69,6 +69,9 @@ class Provider(ABC, Generic[OptionsT]):
     accepts: ClassVar[tuple[Speaks, ...]]
     """The (api, channel) pairs it can drive, best first."""
     options_type: ClassVar[type[BaseModel]] = NoOptions
+    parts_apart: ClassVar[bool] = False
+    """Whether it answers in parts also on instances whose work cannot be cancelled: then the work must go on when
+    `stream_on` is closed, see `lingering`. If not, such an answer is one part, from `execute_on`."""
 
     def __init__(self, options: OptionsT | None = None, *, hub: ResourceHub[Any] | None = None) -> None:
         self.options: OptionsT = options if options is not None else self.options_type()  # type: ignore[assignment]
@@ -122,6 +125,17 @@ class Provider(ABC, Generic[OptionsT]):
             UnknownMethod: There is none by that name.
         """
         raise UnknownMethod(request.method, (method.name for method in self.methods if method.local))
+
+    def lingering(self, instance: ResourceInstance, request: Request) -> asyncio.Future[Any] | None:  # noqa: ARG002 - a default
+        """What of `request` goes on at `instance` although its caller has left; None when all of it has stopped.
+
+        Asked when a caller has left, or its time ran out. The slot is freed when what is returned is done.
+        """
+        return None
+
+    def is_last(self, request: Request, part: Any) -> bool:  # noqa: ANN401, ARG002 - what a method answers is its own
+        """Whether a caller who has `part` of an answer in parts, and leaves, has all of it. Asked when one leaves."""
+        return False
 
     def make_hub(self) -> ResourceHub[Any]:
         """A hub of its own, for use without a manager.
@@ -252,7 +266,7 @@ class Provider(ABC, Generic[OptionsT]):
         try:
             hub = self._hub if self._hub is not None else self.make_hub()
             self._shared = _SHARED.setdefault(hub, _Shared())
-            self._dispatcher = await self._shared.join(hub)
+            self.bind(await self._shared.join(hub))
         except BaseException:
             await self.close()
             raise

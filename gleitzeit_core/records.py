@@ -11,6 +11,7 @@ from gleitzeit_core.resources import Ownership
 from gleitzeit_core.strategies.base import View
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from random import Random
 
     from gleitzeit_core.breaker import CircuitBreaker
@@ -45,13 +46,15 @@ class Record:
 
     __slots__ = (
         *("allowance", "announced", "breaker", "busy_until", "degraded", "idle_since", "in_flight", "instance"),
-        *("limit", "load", "reason", "room", "state", "timer", "_at_limit"),
+        *("limit", "load", "on_work", "proved", "reason", "room", "state", "timer", "_at_limit"),
     )
 
     def __init__(self, instance: ResourceInstance, state: State, breaker: CircuitBreaker, now: float = 0.0) -> None:
         self.instance, self.state, self.breaker = instance, state, breaker
         self.reason = ""
         self.in_flight = 0
+        # What has had output here, and what was said to be ready then: it is ready until something else is said.
+        self.proved: dict[frozenset[str], frozenset[str]] = {}
         # When its last work ended, or it came, on the monotonic clock.
         self.idle_since = now
         # Why it is worth less than it could be, by who says so; such a one counts half.
@@ -68,6 +71,8 @@ class Record:
         self.timer: tuple[float, TimerHandle] | None = None
         # The condition that observers were last told of.
         self.announced = ""
+        # Called when it gets work while it has none.
+        self.on_work: Callable[[], None] | None = None
 
     def __repr__(self) -> str:
         """Id, state and counts."""
@@ -95,7 +100,9 @@ class Record:
     @property
     def why(self) -> str:
         """The reason for its condition, for a person; empty when there is nothing to say."""
-        return self.reason or ("; ".join(self.degraded.values()) if self.condition == DEGRADED else "")
+        condition = self.condition
+        because = self.breaker.why if condition == EJECTED else self.reason
+        return because or ("; ".join(self.degraded.values()) if condition == DEGRADED else "")
 
     @property
     def capacity(self) -> int:
@@ -151,6 +158,7 @@ class Slot:
         token: For its breaker.
         taken_at: On the monotonic clock.
         used: Whether work was begun on it. What was not used need not be made ready again.
+        loads: What its request may have to wait for there; empty for nothing, and from its first output on.
     """
 
     record: Record
@@ -160,6 +168,7 @@ class Slot:
     freed: bool = False
     progressed: bool = False
     used: bool = False
+    loads: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
         """Which instance, and whether it is free again."""

@@ -37,6 +37,8 @@ class Method:
             streams, this holds until its first output.
         streams: Whether it can answer in parts.
         local: Answered by `Provider.answer` from what is known of the instances, without a slot on one.
+        restricted: Through a gateway only where its configuration names it, in ``gateway.methods`` or in the
+            ``methods`` of a key: for what should not be open to everybody who may ask a model something.
         params: Checks the parameters; None when the provider checks them itself.
         schema: JSON schema of the parameters, for listings; None: that of `params`, or any object.
     """
@@ -46,6 +48,7 @@ class Method:
     replayable: bool
     streams: bool = False
     local: bool = False
+    restricted: bool = False
     params: type[BaseModel] | None = None
     schema: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
 
@@ -155,6 +158,7 @@ class Outcome(NamedTuple):
         usage: What the answer says of the work it took; None when it says nothing.
         bytes_in: Sent to the instance, where that is bytes.
         bytes_out: Received from it, where that is bytes.
+        tenant: Whose instance it had to be, as its request's requirements say; empty for anybody's.
     """
 
     result: Result
@@ -166,6 +170,7 @@ class Outcome(NamedTuple):
     usage: Usage | None = None
     bytes_in: int = 0
     bytes_out: int = 0
+    tenant: str = ""
 
     @property
     def per_token_s(self) -> float | None:

@@ -21,6 +21,10 @@ MODEL = "model:"
 """What the capability to serve a model begins with."""
 
 
+ANONYMOUS = "anonymous"
+"""The tenant of those who name none, where instances belong to tenants."""
+
+
 def empty() -> Mapping[str, Any]:
     """One empty mapping for all, as a default that nobody can change."""
     return _EMPTY
@@ -210,7 +214,7 @@ class Requirements:
         capabilities: All of these, such as ``model:llama3``.
         tags: All of these.
         instances: Only these ids; empty for any.
-        tenant: Whose instance it must be; empty for anybody's.
+        tenant: Whose instance it must be, or nobody's yet; empty for anybody's.
         kind: Only instances of this kind, or of the hub of this name; empty for any.
     """
 

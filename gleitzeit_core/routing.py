@@ -60,6 +60,10 @@ class Supplier(Protocol):
     def running(self) -> bool:
         """Whether it may be asked for more instances."""
 
+    @property
+    def occupied(self) -> Callable[[], None] | None:
+        """Called when an instance got its first work, if that is wanted."""
+
     def offer(self, requirements: Requirements) -> Offer:
         """Whether an instance that meets `requirements` can be created."""
 

@@ -11,6 +11,8 @@ from gleitzeit_core.errors import RequestError
 from gleitzeit_core.requests import FinishedRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gleitzeit_core.clock import Clock, TimerHandle
     from gleitzeit_core.runs import Observers, Run
 
@@ -33,6 +35,8 @@ class Running:
         self._runs: set[Run] = set()
         # How many of them are tried again, on a budget that all share.
         self.retrying = 0
+        self.watchers: tuple[Callable[[Run, BaseException | None], None], ...] = ()
+        """Called with each request that has ended, and its error if it had one. They are quick, and never raise."""
         self._idle = asyncio.Event()
         self._next_late = math.inf
         self._timer: TimerHandle | None = None
@@ -57,6 +61,8 @@ class Running:
         self.retrying -= run.retrying
         if not self._runs:
             self._idle.set()
+        for watch in self.watchers:
+            watch(run, error)
         if self._observers is not None and self._observers.observes_requests:
             self._observers.request_finished(self._finished(run, error))
 

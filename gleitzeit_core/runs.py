@@ -30,6 +30,10 @@ class Executor(Protocol):
     def accepts(self) -> tuple[Speaks, ...]:
         """The (api, channel) pairs it can drive."""
 
+    @property
+    def parts_apart(self) -> bool:
+        """Whether it answers in parts also where work cannot be cancelled."""
+
     def method(self, name: str) -> Method:
         """The method called `name`."""
 
@@ -41,6 +45,12 @@ class Executor(Protocol):
 
     def usage(self, request: Request, part: Any) -> Usage | None:  # noqa: ANN401 - as above
         """What an answer, or a part of it, says of the work it took."""
+
+    def lingering(self, instance: ResourceInstance, request: Request) -> asyncio.Future[Any] | None:
+        """What of a request goes on although its caller has left."""
+
+    def is_last(self, request: Request, part: Any) -> bool:  # noqa: ANN401 - as above
+        """Whether nothing comes after a part."""
 
     async def answer(self, request: Request, instances: tuple[InstanceReport, ...]) -> Any:  # noqa: ANN401 - as above
         """Answer a method without an instance."""

@@ -54,6 +54,7 @@ class Shell:
         # Most of what a sink is told is for the machine.
         self.set_state, self.set_degraded, self.drain = admission.set_state, admission.set_degraded, admission.drain
         self.remove, self.supply_changed = admission.remove, admission.supply_changed
+        self.in_the_way = admission.in_the_way
         self.health = HealthMonitor(self, random=random, clock=clock)
         self.hubs: dict[str, ResourceHub[Any]] = {}
         self._listeners: list[Callable[[InstanceChange], None]] = []
@@ -298,6 +299,9 @@ class Shell:
             self.health.forget(change.before.id)
         elif after is not None:
             self._watch(after, change.state)
+            hub = self.hubs.get(after.hub)
+            if hub is not None and hub.occupied is not None:
+                hub.occupied()
         for listener in tuple(self._listeners):
             try:
                 listener(change)
@@ -392,6 +396,11 @@ class Shell:
         if record is None or record.state is State.DRAINING:
             return None
         return 0.0 if record.in_flight else max(0.0, self.clock.monotonic() - record.idle_since)
+
+    def is_free(self, instance_id: str) -> bool:
+        """Whether an instance is up, and has no work."""
+        record = self.admission.pool.records.get(instance_id)
+        return record is not None and record.serving and not record.in_flight
 
     async def check_now(self, instance_id: str) -> bool:
         """Check an instance without waiting for its turn."""

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from gleitzeit_core.config_show import shown_value
 from gleitzeit_core.errors import UnknownName
 from gleitzeit_core.metrics import Series
+from gleitzeit_core.records import DEGRADED, State
 
 if TYPE_CHECKING:
+    from gleitzeit_core.hub import ResourceHub
     from gleitzeit_core.manager import ResourceManager
     from gleitzeit_core.runs import InstanceReport
 
@@ -38,10 +40,7 @@ def status_of(manager: ResourceManager) -> dict[str, Any]:
         },
         "hedges": {name: getattr(dispatcher.hedges, name) for name in ("started", "won")},
         "queues": queues_of(manager),
-        "hubs": [
-            {"name": hub.name, "kind": hub.kind, "instances": len(hub.instances), "problem": hub.problem}
-            for hub in dispatcher.shell.hubs.values()
-        ],
+        "hubs": [_hub(hub) for hub in dispatcher.shell.hubs.values()],
         "instances": [
             _instance(manager, report, by_instance.get(report.instance.id, none)) for report in manager.instances()
         ],
@@ -55,6 +54,11 @@ def status_of(manager: ResourceManager) -> dict[str, Any]:
             for m in provider.methods
         ],
     }
+
+
+def _hub(hub: ResourceHub[Any]) -> dict[str, Any]:
+    state, count = DEGRADED if hub.problem else State.READY, len(hub.instances)
+    return {"name": hub.name, "kind": hub.kind, "state": state, "instances": count, "problem": hub.problem}
 
 
 def queues_of(manager: ResourceManager) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from gleitzeit_core.errors import DeadlineExceeded, FailureKind, InstanceFailure
 from gleitzeit_core.requests import Outcome, Result, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
     from gleitzeit_core.metrics import ResourceMetrics
     from gleitzeit_core.pool import Slot
@@ -35,13 +35,14 @@ class Try:
         metrics: Where the outcome is counted.
     """
 
-    __slots__ = ("_bytes_out", "_metrics", "_provider", "_run", "_shell", "_usage", "slot")
+    __slots__ = ("_bytes_out", "_last", "_metrics", "_provider", "_run", "_shell", "_usage", "slot")
 
     def __init__(self, provider: Executor, run: Run, slot: Slot, *, shell: Shell, metrics: ResourceMetrics) -> None:
         self._provider, self._run, self.slot = provider, run, slot
         self._shell, self._metrics = shell, metrics
         self._usage: Usage | None = None
         self._bytes_out = 0
+        self._last: Any = None
 
     def whole(self) -> Awaitable[Any]:
         """Carry it out; to be awaited at once. Work that cannot be cancelled goes on when its caller leaves.
@@ -58,14 +59,17 @@ class Try:
             self._note(answer)
             return answer
 
-    async def parts(self) -> AsyncGenerator[Any, None]:
-        """Carry it out in parts; in one part where it cannot be cancelled."""
+    def parts(self) -> AsyncGenerator[Any, None]:
+        """Carry it out in parts. Where it cannot be cancelled it goes on when its caller leaves, and keeps its slot."""
+        return self._read() if self.slot.instance.cancellable or self._provider.parts_apart else self._in_one()
+
+    async def _in_one(self) -> AsyncGenerator[Any, None]:
+        with self._run:
+            part = await self.whole()
+        yield part
+
+    async def _read(self) -> AsyncGenerator[Any, None]:
         run, slot = self._run, self.slot
-        if not slot.instance.cancellable:
-            with run:
-                part = await self.whole()
-            yield part
-            return
         with self:
             source: AsyncIterator[Any] | None = None
             try:
@@ -98,6 +102,7 @@ class Try:
 
     def _note(self, part: Any) -> None:  # noqa: ANN401 - what a method answers is its own
         """Count what came back: its bytes, where it is bytes or has them as its body, and the work it says it took."""
+        self._last = part
         try:
             body = part if isinstance(part, bytes) else getattr(part, "body", None)
             self._bytes_out += len(body) if isinstance(body, bytes) else 0
@@ -129,17 +134,39 @@ class Try:
             result, kind, retry_after_s = _OK, None, None
             if run.first_output_s is None:
                 run.first_output_s = total_s
+        elif self._has_all(failure):
+            result, kind, retry_after_s = _OK, None, None
         else:
             result, kind = self._judged(failure)
             retry_after_s = failure.retry_after_s if isinstance(failure, InstanceFailure) else None
         times = run.wait_s, run.first_output_s, total_s, retry_after_s
         bytes_in = len(request.body) if slot.used and request.body is not None else 0
-        run.outcome = outcome = Outcome(result, kind, *times, self._usage, bytes_in, self._bytes_out)
+        run.outcome = outcome = Outcome(result, kind, *times, self._usage, bytes_in, self._bytes_out, needs.tenant)
         name = name if name in admission.pool.records else self._metrics.GONE
         model = needs.model if needs.capabilities else ""
         route, api = run.route.name, request.dialect
         self._metrics.record(request.method, name, outcome, route=route, model=model, api=api)
-        admission.release(run, slot, outcome)
+        lingering = None
+        if failure is not None and not isinstance(failure, InstanceFailure):
+            lingering = self._told(self._provider.lingering, slot.instance, request)
+        if lingering is None:
+            admission.release(run, slot, outcome)
+        else:
+            # Not before that is done has the work stopped.
+            lingering.add_done_callback(lambda _: admission.release(run, slot, outcome))
+
+    def _has_all(self, failure: BaseException) -> bool:
+        """Whether its caller has left with all of the answer."""
+        left = isinstance(failure, asyncio.CancelledError | GeneratorExit)
+        return left and self.slot.progressed and bool(self._told(self._provider.is_last, self._run.request, self._last))
+
+    def _told(self, ask: Callable[..., Any], *about: Any) -> Any:  # noqa: ANN401 - a plugin may answer anything
+        """What a plugin says. Its slot is freed even if it fails."""
+        try:
+            return ask(*about)
+        except Exception:
+            logger.exception("%r failed", self._provider)
+            return None
 
     def _judged(self, failure: BaseException) -> tuple[Result, FailureKind | None]:
         if isinstance(failure, InstanceFailure):

@@ -57,6 +57,20 @@ def test_the_fifth_failure_in_a_row_opens_it(bench: Bench) -> None:
     assert bench.breaker.next_change() == bench.breaker.until
 
 
+def test_it_says_why_it_is_open(bench: Bench) -> None:
+    """Failures in a row, or too many of the last; or that somebody wanted it so."""
+    assert bench.breaker.why == ""
+    bench.breaker.trip()
+    assert bench.breaker.why == "tripped; tried again in 5 s"
+    bench.pass_until_half_open()
+    assert bench.breaker.why == ""
+    bench.breaker.success(bench.breaker.start())
+    for _ in range(10):
+        bench.breaker.success(bench.breaker.start())
+        bench.fail()
+    assert bench.breaker.why == "10 of the last 20 tries failed; tried again in 5 s"
+
+
 def test_a_success_between_them_begins_the_count_anew(bench: Bench) -> None:
     """In a row means in a row."""
     bench.fail(4)

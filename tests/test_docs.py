@@ -194,7 +194,7 @@ async def test_example_hub_takes_instances_by_hand_and_other_options(
 async def test_example_supply_creates_and_destroys(example: Callable[..., ResourceManager]) -> None:
     """A process is started for the first request, serves it, is replaced when it dies, and goes with the hub."""
     command = [sys.executable, "-m", "gleitzeit_ollama.testing", "--models", "tiny", "--port", "{port}"]
-    own = {"type": "process", "command": command, "model": "tiny", "max_instances": 1}
+    own = {"type": "server", "command": command, "model": "tiny", "max_total": 1}
     question = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}
     async with asyncio.timeout(60), example("process_hub", hubs={"own": own}) as manager:
         assert not manager.instances()
@@ -211,9 +211,11 @@ async def test_example_supply_creates_and_destroys(example: Callable[..., Resour
 
 async def test_example_supply_tells_why_it_cannot(example: Callable[..., ResourceManager]) -> None:
     """A command that ends by itself is the hub's problem."""
-    own = {"type": "process", "command": [sys.executable, "-c", ""], "model": "tiny", "min_instances": 1}
+    own = {"type": "server", "command": [sys.executable, "-c", ""], "model": "tiny", "min_total": 1}
     async with example("process_hub", hubs={"own": own}) as manager:
-        assert "it ended by itself" in manager.status()["hubs"][0]["problem"]
+        (hub,) = manager.status()["hubs"]
+        assert hub["state"] == "degraded"
+        assert "it ended by itself" in hub["problem"]
 
 
 async def test_example_strategies_watch_the_price(example: Callable[..., ResourceManager]) -> None:

@@ -107,6 +107,17 @@ async def test_requests_are_told_to_those_who_ask(events: Events, others: Others
     assert not others.told
 
 
+async def test_a_reader_may_hear_of_one_tenant_only(events: Events) -> None:
+    """Of its requests, that is; nothing of others' takes up room or counts as missing. The rest is told to all."""
+    hers, every = events.listen(requests=True, tenant="u"), events.listen(requests=True)
+    for _ in range(BACKLOG + 1):
+        events.request_finished(finished())
+    events.emit("reload", {})
+    events.end()
+    assert [event.kind async for event in hers] == ["reload"]
+    assert (await anext(every)).kind == "dropped"
+
+
 async def test_a_reader_who_leaves_costs_nothing_any_more(events: Events) -> None:
     """Closed or just dropped: the next request notices, and none after it is looked at."""
     closed, dropped = events.listen(requests=True), events.listen(requests=True)

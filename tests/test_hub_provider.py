@@ -99,7 +99,7 @@ class TestCalculator(ProviderConformance):
 
     async def make_provider(self) -> Provider[Any]:
         """At most two processes."""
-        return Calculator(CalculatorOptions(max_instances=2))
+        return Calculator(CalculatorOptions(max_total=2))
 
 
 class TestCalculatorStream(ProviderConformance):
@@ -110,7 +110,7 @@ class TestCalculatorStream(ProviderConformance):
 
     async def make_provider(self) -> Provider[Any]:
         """At most two processes."""
-        return Calculator(CalculatorOptions(max_instances=2))
+        return Calculator(CalculatorOptions(max_total=2))
 
 
 class TestCalculatorHub(HubConformance):
@@ -122,12 +122,12 @@ class TestCalculatorHub(HubConformance):
 
     async def make_hub(self) -> ResourceHub[Any]:
         """As the provider makes it."""
-        return Calculator(CalculatorOptions(max_instances=2)).make_hub()
+        return Calculator(CalculatorOptions(max_total=2)).make_hub()
 
 
 async def test_a_provider_of_eighty_lines_survives_the_death_of_its_processes() -> None:
     """Pooling, scaling, failover and replacement come with it."""
-    async with asyncio.timeout(PATIENCE_S), Calculator(CalculatorOptions(min_instances=2)) as calculator:
+    async with asyncio.timeout(PATIENCE_S), Calculator(CalculatorOptions(min_total=2)) as calculator:
         hub = calculator.make_hub()
         assert await calculator.execute("calculator/sum", {"numbers": [0.1, 0.2]}) == 0.3
         victim = hub.instances[0]
@@ -245,7 +245,7 @@ async def turns(count: int = 10) -> None:
 
 async def test_resources_are_created_when_they_are_wanted() -> None:
     """Each request that waits may have one, up to the limit."""
-    async with steps(max_instances=2) as on:
+    async with steps(max_total=2) as on:
         tasks = [on.ask() for _ in range(3)]
         first, second = await on.creations.take(2)
         await turns()
@@ -274,7 +274,7 @@ async def test_the_provider_is_open_while_its_resources_live() -> None:
 
 async def test_the_lower_bound_is_created_at_start() -> None:
     """And waited for."""
-    provider = Steps(StepsOptions(min_instances=2, max_instances=3))
+    provider = Steps(StepsOptions(min_total=2, max_total=3))
     opening = asyncio.create_task(provider.__aenter__())
     first, second = await provider.creations.take(2)
     first.finish(1)
@@ -293,7 +293,7 @@ async def test_exclusive_resources_take_one_request_others_many() -> None:
     class Shared(Steps):
         exclusive = False
 
-    async with Shared(StepsOptions(max_instances=4)) as on:
+    async with Shared(StepsOptions(max_total=4)) as on:
         tasks = [on.ask() for _ in range(65)]
         for creation in await on.creations.take(2):
             creation.finish(creation)
@@ -322,7 +322,7 @@ async def test_a_creation_that_fails_is_told_to_those_who_wait() -> None:
 
 async def test_one_that_fails_does_not_take_the_others_with_it() -> None:
     """Who waits goes on waiting while another is being created."""
-    async with steps(max_instances=2) as on:
+    async with steps(max_total=2) as on:
         tasks = [on.ask(), on.ask()]
         first, second = await on.creations.take(2)
         first.fail(LookupError("no"))
@@ -336,7 +336,7 @@ async def test_one_that_fails_does_not_take_the_others_with_it() -> None:
 
 async def test_failed_creations_are_tried_less_and_less_often() -> None:
     """1, 2, 4 ... seconds; several that fail together count once."""
-    async with steps(max_instances=3) as on:
+    async with steps(max_total=3) as on:
         pauses = []
         for _ in range(3):
             tasks = [on.ask() for _ in range(3)]
@@ -363,7 +363,7 @@ async def test_failed_creations_are_tried_less_and_less_often() -> None:
 
 async def test_the_lower_bound_is_not_filled_while_creating_fails() -> None:
     """The pause holds for all that is created."""
-    provider = Steps(StepsOptions(min_instances=1, max_instances=2))
+    provider = Steps(StepsOptions(min_total=1, max_total=2))
     opening = asyncio.create_task(provider.__aenter__())
     (await provider.creations.next()).finish(1)
     await opening
@@ -395,7 +395,7 @@ async def test_a_creation_that_hangs_is_given_up() -> None:
 
 async def test_a_creation_under_way_is_cancelled_when_all_is_closed() -> None:
     """Nothing is created afterwards, nothing is destroyed that never was."""
-    async with steps(max_instances=2) as on:
+    async with steps(max_total=2) as on:
         task = on.ask()
         creation = await on.creations.next()
     assert creation.cancelled
@@ -413,7 +413,7 @@ async def test_a_creation_that_fails_while_all_is_closed_is_not_tried_again() ->
             except asyncio.CancelledError:
                 raise LookupError("cancelled") from None
 
-    async with Clumsy(StepsOptions(min_instances=0, max_instances=1)) as on:
+    async with Clumsy(StepsOptions(min_total=0, max_total=1)) as on:
         task = on.ask()
         await on.creations.next()
     await asyncio.gather(task, return_exceptions=True)
@@ -424,7 +424,7 @@ async def test_a_creation_that_fails_while_all_is_closed_is_not_tried_again() ->
 
 async def test_what_is_not_well_is_replaced() -> None:
     """It is withdrawn at once, destroyed, and made anew to the lower bound."""
-    provider = Steps(StepsOptions(min_instances=1, max_instances=1))
+    provider = Steps(StepsOptions(min_total=1, max_total=1))
     opening = asyncio.create_task(provider.__aenter__())
     (await provider.creations.next()).finish(1)
     await opening
@@ -459,7 +459,7 @@ class _Leaving:
 
 async def test_what_is_found_unwell_twice_is_destroyed_once() -> None:
     """Two checks at the same time are one finding."""
-    async with steps(max_instances=1) as on:
+    async with steps(max_total=1) as on:
         task = on.ask()
         (await on.creations.next()).finish(1)
         (await on.works.next()).finish()
@@ -478,7 +478,7 @@ async def test_what_is_found_unwell_twice_is_destroyed_once() -> None:
 
 async def test_those_who_wait_get_the_replacement() -> None:
     """Without a lower bound as well: when the old one is gone, they ask again."""
-    async with steps(max_instances=1) as on:
+    async with steps(max_total=1) as on:
         task = on.ask()
         (await on.creations.next()).finish(1)
         (await on.works.next()).finish()
@@ -498,7 +498,7 @@ async def test_those_who_wait_get_the_replacement() -> None:
 
 async def test_what_was_not_made_here_is_not_destroyed() -> None:
     """A resource that was found is used, may be down, and is left alone in the end."""
-    provider = Steps(StepsOptions(max_instances=1))
+    provider = Steps(StepsOptions(max_total=1))
     provider.there = [provider.resource_instance("found", 7)]
     async with provider:
         task = provider.ask()
@@ -513,7 +513,7 @@ async def test_what_was_not_made_here_is_not_destroyed() -> None:
 
 async def test_a_resource_that_is_drained_is_destroyed_and_replaced() -> None:
     """The lower bound holds."""
-    provider = Steps(StepsOptions(min_instances=1, max_instances=2))
+    provider = Steps(StepsOptions(min_total=1, max_total=2))
     opening = asyncio.create_task(provider.__aenter__())
     (await provider.creations.next()).finish(1)
     await opening
@@ -532,7 +532,7 @@ async def test_a_resource_that_cannot_be_destroyed_is_given_up(caplog: pytest.Lo
         async def destroy_resource(self, instance: ResourceInstance) -> None:
             raise LookupError(f"{instance.endpoint} is stuck")
 
-    async with Sticky(StepsOptions(max_instances=1)) as on:
+    async with Sticky(StepsOptions(max_total=1)) as on:
         task = on.ask()
         (await on.creations.next()).finish(1)
         (await on.works.next()).finish()
@@ -563,7 +563,7 @@ async def test_nothing_is_created_for_what_it_could_not_do() -> None:
 
 async def test_capabilities_that_differ_share_one_limit() -> None:
     """Two requirements at the same moment do not get one instance more than there may be."""
-    async with steps(max_instances=1, capabilities=frozenset({"x", "y"})) as on:
+    async with steps(max_total=1, capabilities=frozenset({"x", "y"})) as on:
         tasks = [on.ask(params={"needs": name}) for name in "xy"]
         (await on.creations.next()).finish(1)
         (await on.works.next()).finish()
@@ -574,7 +574,7 @@ async def test_capabilities_that_differ_share_one_limit() -> None:
 
 async def test_what_it_raises_counts_against_the_resource_unless_the_caller_is_wrong() -> None:
     """`InvalidRequest` is the caller's."""
-    async with steps(max_instances=1) as on:
+    async with steps(max_total=1) as on:
         for error, expected in ((InvalidRequest("no"), InvalidRequest), (LookupError("oops"), InstanceFailure)):
             task = on.ask()
             if not on.make_hub().instances:
@@ -622,7 +622,7 @@ async def test_others_may_call_its_resources() -> None:
 
 async def test_it_can_be_opened_again() -> None:
     """Also after a creation had failed."""
-    provider = Steps(StepsOptions(max_instances=1))
+    provider = Steps(StepsOptions(max_total=1))
     for handle in (1, 2):
         async with provider:
             task = provider.ask()
@@ -637,7 +637,7 @@ async def test_it_can_be_opened_again() -> None:
     assert provider.destroyed == [1, 2]
 
 
-@pytest.mark.parametrize("wrong", [{"min_instances": 3, "max_instances": 2}, {"max_instances": 0}, {"size": 3}])
+@pytest.mark.parametrize("wrong", [{"min_total": 3, "max_total": 2}, {"max_total": 0}, {"size": 3}])
 def test_bounds_that_make_no_sense_are_refused(wrong: dict[str, int]) -> None:
     """Before anything is created."""
     with pytest.raises(ValidationError):

@@ -79,6 +79,20 @@ async def test_what_has_ended_is_forgotten() -> None:
     assert {name: len(getattr(store.leases, name)) for name in empty} == empty
 
 
+async def test_counters_that_have_run_out_are_forgotten() -> None:
+    """As many as were ever used would fill the memory of a gateway; those that have not run out go on."""
+    clock = ManualClock()
+    store = MemoryStore(clock=clock)
+    assert store.counters is not None
+    await store.counters.add("lasting", 1, 1e9)
+    for number in range(20_000):
+        await store.counters.add(str(number), 1, 5)
+        clock.advance(1)
+    assert len(store.counters._sums) < 2000  # type: ignore[attr-defined]
+    assert await store.counters.add("lasting", 1, 1e9) == 2
+    assert await store.counters.add("19999", 1, 5) == 2
+
+
 async def test_known_keys_are_bounded() -> None:
     """The oldest are forgotten in the end; a process that runs for a year does not grow for ever."""
     store = MemoryStore(clock=ManualClock())

@@ -193,6 +193,21 @@ def test_five_failures_in_a_row_eject(machine: Machine) -> None:
         assert record.room == room
 
 
+def test_what_is_ejected_says_why_and_for_how_long(machine: Machine) -> None:
+    """For people; nothing of it is left when it is over."""
+    machine.add("other")
+    record = machine.add("a")
+    for kind in (*(FailureKind.TIMEOUT,) * 4, FailureKind.SERVER_ERROR):
+        use(machine, "a", kind)
+    assert record.why == "5 failures in a row, the last: server error; tried again in 5 s"
+    machine.clock.advance(3)
+    assert record.why == "5 failures in a row, the last: server error; tried again in 2 s"
+    machine.clock.advance(2)
+    assert record.why == ""
+    use(machine, "a", FailureKind.TIMEOUT)
+    assert record.why == "5 failures in a row, the last: server error; tried again in 10 s"
+
+
 def test_observers_hear_of_an_ejection_and_of_its_end(machine: Machine) -> None:
     """Otherwise a listing would show it as ejected for ever."""
     machine.add("other")

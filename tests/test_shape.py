@@ -42,8 +42,8 @@ def imported_at_run_time(path: Path) -> set[str]:
 
 
 def test_the_core_is_small() -> None:
-    """Without the command line and what is for tests, it has fewer than 7,000 lines of code."""
-    assert sum(code_lines(path) for path in MODULES) < 7000
+    """Without the command line and what is for tests, it has fewer than 7,250 lines of code."""
+    assert sum(code_lines(path) for path in MODULES) < 7250
 
 
 def test_modules_stand_on_each_other_without_a_circle() -> None:

@@ -8,110 +8,25 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydantic import ValidationError
 
-from gleitzeit_core.dispatch import Dispatcher
-from gleitzeit_core.hub import HubOptions
 from gleitzeit_core.manager import ResourceManager
-from gleitzeit_core.requests import Outcome, Result
-from gleitzeit_core.resources import HttpChannel, Ownership, Requirements, ResourceInstance, instance_id
+from gleitzeit_core.resources import Ownership, Requirements, ResourceInstance
 from gleitzeit_core.routing import OfferKind
-from gleitzeit_core.supply import NO_SUPPLY, SupplyHub, SupplyOptions
-from gleitzeit_core.testing.clock import ManualClock
+from gleitzeit_core.supply import NO_SUPPLY, SupplyOptions
 from gleitzeit_core.testing.conformance import SupplyConformance
-from gleitzeit_core.testing.todo import Todo, Todos
+from gleitzeit_core.testing.todo import Todo
+from gleitzeit_core.testing.workshop import Running, Workshop, WorkshopOptions, turns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-
-class WorkshopOptions(HubOptions, SupplyOptions):
-    """Of the hub below."""
-
-    max_concurrent: int = 1
-
-
-class Workshop(SupplyHub[WorkshopOptions]):
-    """Creates and destroys when a test says so; at once when it is `quick`."""
-
-    kind = "workshop"
-
-    def __init__(self, options: WorkshopOptions, *, quick: bool = True) -> None:
-        super().__init__(options)
-        self.quick = quick
-        self.creations: Todos[Todo] = Todos()
-        self.destructions: Todos[Todo] = Todos()
-        self.created: list[str] = []
-        self.destroyed: list[str] = []
-
-    @property
-    def supply(self) -> SupplyOptions:
-        """As configured."""
-        return self.options
-
-    def next(self, number: int) -> ResourceInstance:
-        """Numbered."""
-        return self.at(f"bench-{number}").changed(ownership=Ownership.MANAGED)
-
-    def at(self, endpoint: str) -> ResourceInstance:
-        """One that is there already."""
-        return ResourceInstance(
-            id=instance_id(self.kind, endpoint),
-            hub=self.name,
-            kind=self.kind,
-            endpoint=endpoint,
-            offers=(("bench", HttpChannel("http://nowhere.invalid")),),
-            max_concurrent=self.options.max_concurrent,
-        )
-
-    async def create(self, coming: ResourceInstance) -> ResourceInstance:
-        """Say so; wait, unless it is quick."""
-        if not self.quick:
-            await self.creations.add(Todo(coming.endpoint)).wait()
-        self.created.append(coming.endpoint)
-        return coming
-
-    async def destroy(self, instance: ResourceInstance) -> None:
-        """The same."""
-        if not self.quick:
-            await self.destructions.add(Todo(instance.endpoint)).wait()
-        self.destroyed.append(instance.endpoint)
-
-
-class Running:
-    """A workshop in a dispatcher with a clock of the test's."""
-
-    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - any option
-        self.clock = ManualClock()
-        self.dispatcher = Dispatcher(clock=self.clock)
-        self.hub = Workshop(WorkshopOptions(**options))
-
-    async def created(self, count: int) -> list[ResourceInstance]:
-        """Have so many there."""
-        await self.hub.scale(Requirements(accepts=()), count - len(self.hub.instances))
-        await turns()
-        return sorted(self.hub.instances, key=lambda instance: instance.endpoint)
-
-    def use(self, instance: ResourceInstance) -> Any:  # noqa: ANN401 - a slot
-        """Take a slot there."""
-        pool = self.dispatcher.shell.admission.pool
-        return pool.take(pool.records[instance.id])
-
-    def free(self, slot: Any) -> None:  # noqa: ANN401 - a slot
-        """Give it back, after work that has lasted until now."""
-        pool = self.dispatcher.shell.admission.pool
-        pool.judge(slot, Outcome(result=Result.OK, total_s=self.clock.monotonic() - slot.taken_at))
-        pool.free(slot)
-
-    @property
-    def endpoints(self) -> list[str]:
-        """Of all there are."""
-        return sorted(instance.endpoint for instance in self.hub.instances)
+    from gleitzeit_core.requests import Outcome
 
 
 @contextlib.asynccontextmanager
-async def running(**options: Any) -> AsyncIterator[Running]:  # noqa: ANN401 - any option
+async def running(**options: Any) -> AsyncIterator[Running[Workshop]]:  # noqa: ANN401 - any option
     """At the end nothing is left, and what was created was destroyed, once."""
     before = asyncio.all_tasks()
-    on = Running(**options)
+    on = Running(Workshop, **options)
     await on.dispatcher.shell.add_hub(on.hub)
     try:
         yield on
@@ -125,12 +40,6 @@ async def running(**options: Any) -> AsyncIterator[Running]:  # noqa: ANN401 - a
     assert not asyncio.all_tasks() - before
 
 
-async def turns(count: int = 20) -> None:
-    """Let the others run for a while."""
-    for _ in range(count):
-        await asyncio.sleep(0)
-
-
 class TestWorkshop(SupplyConformance):
     """It passes what every hub that creates must."""
 
@@ -139,7 +48,7 @@ class TestWorkshop(SupplyConformance):
 
     async def make_hub(self) -> Workshop:
         """Between one and three, for a short time."""
-        return Workshop(WorkshopOptions(min_instances=1, max_instances=3, idle_s=0.02))
+        return Workshop(WorkshopOptions(min_total=1, max_total=3, idle_ttl_s=0.02))
 
 
 class Deaf(Workshop):
@@ -155,23 +64,33 @@ class Greedy(Workshop):
     @property
     def supply(self) -> SupplyOptions:
         """More."""
-        return self.options.model_copy(update={"max_instances": 9})
+        return self.options.model_copy(update={"max_total": 9})
+
+
+class Thrifty(Workshop):
+    """Counts no uses."""
+
+    async def recycle(self, instance: ResourceInstance, outcome: Outcome) -> bool:
+        """All goes on."""
+        del instance, outcome
+        return True
 
 
 @pytest.mark.parametrize(
-    ("kind", "idle_s", "test"),
+    ("kind", "idle_ttl_s", "test"),
     [
         (Deaf, 10, "test_what_is_not_well_is_replaced"),
         (Greedy, 10, "test_it_creates_no_more_than_its_limit"),
+        (Thrifty, 10, "test_the_used_up_are_replaced"),
         (Workshop, None, "test_what_is_idle_goes_down_to_the_least_number"),
     ],
 )
-async def test_a_bad_hub_does_not_pass(kind: type[Workshop], idle_s: float | None, test: str) -> None:
+async def test_a_bad_hub_does_not_pass(kind: type[Workshop], idle_ttl_s: float | None, test: str) -> None:
     """The suite finds it out."""
 
     class Suite(TestWorkshop):
         async def make_hub(self) -> Workshop:
-            return kind(WorkshopOptions(min_instances=1, max_instances=3, idle_s=idle_s))
+            return kind(WorkshopOptions(min_total=1, max_total=3, idle_ttl_s=idle_ttl_s))
 
     with pytest.raises(AssertionError):
         await getattr(Suite(), test)()
@@ -182,7 +101,7 @@ async def test_a_bad_hub_does_not_pass(kind: type[Workshop], idle_s: float | Non
 
 async def test_without_an_idle_time_none_ever_goes() -> None:
     """However long it has nothing to do."""
-    async with running(max_instances=2) as on:
+    async with running(max_total=2) as on:
         await on.created(2)
         on.clock.advance(1e9)
         on.hub.shrink()
@@ -191,7 +110,7 @@ async def test_without_an_idle_time_none_ever_goes() -> None:
 
 async def test_those_without_work_for_long_enough_go_down_to_the_least() -> None:
     """Those that have been idle the longest go first; none goes before its time."""
-    async with running(min_instances=1, max_instances=3, idle_s=10) as on:
+    async with running(min_total=1, max_total=3, idle_ttl_s=10) as on:
         first, second, third = await on.created(3)
         on.clock.advance(5)
         on.free(on.use(first))
@@ -213,7 +132,7 @@ async def test_those_without_work_for_long_enough_go_down_to_the_least() -> None
 
 async def test_one_that_works_does_not_go() -> None:
     """Its time begins with the end of its last work."""
-    async with running(max_instances=1, idle_s=10) as on:
+    async with running(max_total=1, idle_ttl_s=10) as on:
         (only,) = await on.created(1)
         slot = on.use(only)
         on.clock.advance(1000)
@@ -230,7 +149,7 @@ async def test_one_that_works_does_not_go() -> None:
 
 async def test_one_that_drains_already_counts_neither_as_there_nor_as_spare() -> None:
     """The least number is of those that take work."""
-    async with running(min_instances=2, max_instances=3, idle_s=10) as on:
+    async with running(min_total=2, max_total=3, idle_ttl_s=10) as on:
         first, *_ = await on.created(3)
         on.use(first)
         on.hub.drain(first.id, "by hand")
@@ -243,7 +162,7 @@ async def test_one_that_drains_already_counts_neither_as_there_nor_as_spare() ->
 
 async def test_while_the_hub_is_removed_nothing_is_let_go_or_created() -> None:
     """It is being emptied as it is."""
-    async with running(min_instances=1, max_instances=2, idle_s=10) as on:
+    async with running(min_total=1, max_total=2, idle_ttl_s=10) as on:
         await on.created(2)
         await on.hub.stop_searching()
         on.clock.advance(100)
@@ -255,32 +174,27 @@ async def test_while_the_hub_is_removed_nothing_is_let_go_or_created() -> None:
 
 async def test_other_bounds_create_nothing_while_the_hub_is_removed() -> None:
     """Nor does a pause after a failure that is over: it would have to go again at once."""
-    async with running(max_instances=2) as on:
+    async with running(max_total=2) as on:
         await on.created(1)
         await on.hub.stop_searching()
-        assert await on.hub.reconfigure(WorkshopOptions(min_instances=2))
+        assert await on.hub.reconfigure(WorkshopOptions(min_total=2))
         await turns()
         assert on.endpoints == on.hub.created == ["bench-1"]
 
 
 async def test_it_is_looked_for_them_by_itself() -> None:
-    """From the start, again and again, in a part of their time."""
-    async with running(max_instances=2, idle_s=0.01) as on:
-        await on.created(2)
-        on.clock.advance(1)
-        async with asyncio.timeout(30):
-            while on.endpoints:
-                await asyncio.sleep(0.001)
-        await on.created(1)
-        on.clock.advance(1)
-        async with asyncio.timeout(30):
-            while on.endpoints:
-                await asyncio.sleep(0.001)
+    """From the start, again and again."""
+    async with running(max_total=2, idle_ttl_s=0.01) as on:
+        for count in (2, 1):
+            assert len(await on.created(count)) == count
+            on.clock.advance(1)
+            await turns()
+            assert on.endpoints == []
 
 
 async def test_one_more_can_be_created_again_when_one_has_gone() -> None:
     """From nothing to something and back."""
-    async with running(max_instances=1, idle_s=10) as on:
+    async with running(max_total=1, idle_ttl_s=10) as on:
         await on.created(1)
         on.clock.advance(10)
         on.hub.shrink()
@@ -295,10 +209,10 @@ async def test_one_more_can_be_created_again_when_one_has_gone() -> None:
 
 async def test_higher_bounds_create_and_lower_bounds_let_go() -> None:
     """At once, also what works, which ends first; the longest idle go first."""
-    async with running(max_instances=3) as on:
+    async with running(max_total=3) as on:
         first, second, third = await on.created(3)
         slots = [on.use(one) for one in (first, second)]
-        assert await on.hub.reconfigure(WorkshopOptions(max_instances=1))
+        assert await on.hub.reconfigure(WorkshopOptions(max_total=1))
         await turns()
         assert on.hub.destroyed == [third.endpoint]
         assert sorted(str(report.state) for report in on.dispatcher.reports()) == ["draining", "ready"]
@@ -307,17 +221,17 @@ async def test_higher_bounds_create_and_lower_bounds_let_go() -> None:
         on.dispatcher.shell.admission._flush()
         await turns()
         assert len(on.endpoints) == 1
-        assert await on.hub.reconfigure(WorkshopOptions(min_instances=2, check_interval_s=3))
+        assert await on.hub.reconfigure(WorkshopOptions(min_total=2, check_interval_s=3))
         await turns()
         assert len(on.endpoints) == 2
 
 
 async def test_what_comes_after_the_bound_was_lowered_is_let_go() -> None:
     """It was being created when fewer became wanted."""
-    async with running(max_instances=3) as on:
+    async with running(max_total=3) as on:
         on.hub.quick = False
         await on.created(3)
-        assert await on.hub.reconfigure(WorkshopOptions(max_instances=1))
+        assert await on.hub.reconfigure(WorkshopOptions(max_total=1))
         on.hub.quick = True
         for creation in await on.hub.creations.take(3):
             creation.finish()
@@ -328,21 +242,25 @@ async def test_what_comes_after_the_bound_was_lowered_is_let_go() -> None:
 
 async def test_a_new_idle_time_counts_from_now_on() -> None:
     """It is looked for those without work although there was nothing to look for before."""
-    async with running(max_instances=1) as on:
+    async with running(max_total=1) as on:
         await on.created(1)
         on.clock.advance(100)
         assert on.hub._looking is None
-        assert await on.hub.reconfigure(WorkshopOptions(max_instances=1, idle_s=50))
+        assert await on.hub.reconfigure(WorkshopOptions(max_total=1, idle_ttl_s=50))
         await turns()
         assert on.endpoints == []
+        await on.created(1)
         assert on.hub._looking is not None
+        on.clock.advance(50)
+        await turns()
+        assert on.endpoints == []
 
 
 async def test_options_of_its_own_are_for_the_hub_to_decide_on() -> None:
     """What they mean for instances that are there nobody else can know."""
-    async with running(max_instances=1) as on:
-        assert not await on.hub.reconfigure(WorkshopOptions(max_instances=2, max_concurrent=2))
-        assert on.hub.options.max_instances == 1
+    async with running(max_total=1) as on:
+        assert not await on.hub.reconfigure(WorkshopOptions(max_total=2, max_concurrent=2))
+        assert on.hub.options.max_total == 1
 
 
 async def test_a_hub_that_is_to_create_nothing_creates_nothing() -> None:
@@ -355,7 +273,7 @@ async def test_a_hub_that_is_to_create_nothing_creates_nothing() -> None:
         def supply(self) -> SupplyOptions:
             return NO_SUPPLY if self.shut else self.options
 
-    on = Running(max_instances=1)
+    on = Running(Workshop, max_total=1)
     on.hub = Closed(on.hub.options)
     await on.dispatcher.shell.add_hub(on.hub)
     await on.created(1)
@@ -373,7 +291,7 @@ async def test_a_hub_that_is_to_create_nothing_creates_nothing() -> None:
 
 async def test_what_lives_only_briefly_is_replaced_less_and_less_often() -> None:
     """The first time at once; then after 1, 2, ... seconds, with the reason for those who ask."""
-    async with running(min_instances=1, max_instances=1) as on:
+    async with running(min_total=1, max_total=1) as on:
         for pause_s in (None, 1, 2, 4):
             (instance,) = on.hub.instances
             on.hub.replace(instance, "it fell over")
@@ -382,12 +300,13 @@ async def test_what_lives_only_briefly_is_replaced_less_and_less_often() -> None
                 assert on.hub._retry is None
                 continue
             assert on.hub._retry is not None
-            assert round(on.hub._retry.when() - asyncio.get_running_loop().time()) == pause_s
+            on.clock.advance(pause_s - 0.1)
+            await turns()
+            assert on.endpoints == []
             offer = on.hub.offer(Requirements(accepts=()))
             assert (offer.kind, offer.reason) == (OfferKind.NEVER, "creating failed: it fell over")
             assert on.hub.problem == "it fell over"
-            on.hub._retry.cancel()
-            on.hub._may_retry()
+            on.clock.advance(0.1)
             await turns()
             assert on.hub.problem == ""
         assert len(on.hub.created) == 5
@@ -395,7 +314,7 @@ async def test_what_lives_only_briefly_is_replaced_less_and_less_often() -> None
 
 async def test_what_has_lived_for_long_is_replaced_at_once() -> None:
     """However often: that is no sign that the next will not live."""
-    async with running(min_instances=1, max_instances=1) as on:
+    async with running(min_total=1, max_total=1) as on:
         on.hub.steady_s = 0.0  # type: ignore[misc]
         for number in range(1, 5):
             (instance,) = on.hub.instances
@@ -406,7 +325,7 @@ async def test_what_has_lived_for_long_is_replaced_at_once() -> None:
 
 async def test_replacing_twice_is_replacing_once() -> None:
     """Whoever comes second finds that it is being done; what is not ours is left alone."""
-    async with running(min_instances=1, max_instances=2) as on:
+    async with running(min_total=1, max_total=2) as on:
         (instance,) = on.hub.instances
         on.hub.quick = False
         on.hub.replace(instance, "a")
@@ -429,7 +348,7 @@ async def test_the_problem_is_in_the_status() -> None:
             raise LookupError(f"no wood for {coming.endpoint}")
 
     async with ResourceManager.from_config(overrides={"hubs": {}}) as manager:
-        await manager.add_hub(Broken(WorkshopOptions(min_instances=1)))
+        await manager.add_hub(Broken(WorkshopOptions(min_total=1)))
         hubs = {hub["name"]: hub["problem"] for hub in manager.status()["hubs"]}
         assert hubs["workshop"] == "LookupError: no wood for bench-1"
 
@@ -444,7 +363,7 @@ async def test_one_that_is_being_created_and_no_longer_wanted_leaves_nothing() -
             finally:
                 await self.destructions.add(Todo("tidy up")).wait()
 
-    on = Running(max_instances=1)
+    on = Running(Workshop, max_total=1)
     on.hub = Careful(on.hub.options, quick=False)
     await on.dispatcher.shell.add_hub(on.hub)
     await on.created(1)
@@ -467,7 +386,7 @@ async def test_whatever_happens_the_bounds_hold_and_nothing_is_left(  # noqa: PL
 ) -> None:
     """Wanted, failed, idle, drained, unwell and reconfigured in any order: each is destroyed once, none is forgotten."""
     random = Random(seed)
-    async with running(min_instances=1, max_instances=3, idle_s=10) as on:
+    async with running(min_total=1, max_total=3, idle_ttl_s=10) as on:
         hub = on.hub
         hub.quick = False
         for creation in hub.creations.all:
@@ -492,7 +411,7 @@ async def test_whatever_happens_the_bounds_hold_and_nothing_is_left(  # noqa: PL
                     hub.shrink()
                 case 7:
                     least = random.randrange(3)
-                    await hub.reconfigure(WorkshopOptions(min_instances=least, max_instances=3, idle_s=10))
+                    await hub.reconfigure(WorkshopOptions(min_total=least, max_total=3, idle_ttl_s=10))
                     if hub._retry is not None:
                         hub._retry.cancel()
                         hub._may_retry()
@@ -508,7 +427,7 @@ async def test_whatever_happens_the_bounds_hold_and_nothing_is_left(  # noqa: PL
             hub._may_retry()
         await turns()
         serving = [report for report in on.dispatcher.reports() if report.state == "ready"]
-        assert len(serving) >= hub.options.min_instances
+        assert len(serving) >= hub.options.min_total
 
 
 # -- taken over ------------------------------------------------------------------------------------------------------------------
@@ -526,7 +445,7 @@ class Heir(Workshop):
 
 async def test_what_is_taken_over_counts_and_ends_like_the_others() -> None:
     """It fills the least number, goes when idle, and is destroyed in the end."""
-    on = Running(min_instances=1, max_instances=2, idle_s=10)
+    on = Running(Workshop, min_total=1, max_total=2, idle_ttl_s=10)
     on.hub = Heir(on.hub.options)
     await on.dispatcher.shell.add_hub(on.hub)
     assert on.endpoints == ["left-behind"]
@@ -547,7 +466,7 @@ async def test_instances_of_others_do_not_count() -> None:
         async def discover(self) -> list[ResourceInstance]:
             return [self.at("external").changed(probe=False)]
 
-    on = Running(min_instances=1, max_instances=1, idle_s=10)
+    on = Running(Workshop, min_total=1, max_total=1, idle_ttl_s=10)
     on.hub = Mixed(on.hub.options)
     await on.dispatcher.shell.add_hub(on.hub)
     assert on.endpoints == ["bench-1", "external"]
@@ -560,7 +479,7 @@ async def test_instances_of_others_do_not_count() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"idle_s": 0}, {"idle_s": -1}, {"min_instances": -1}, {"min_instances": 5}, {"create_timeout_s": 0}]
+    "wrong", [{"idle_ttl_s": 0}, {"idle_ttl_s": -1}, {"min_total": -1}, {"min_total": 5}, {"create_timeout_s": 0}]
 )
 def test_options_that_make_no_sense_are_refused(wrong: dict[str, int]) -> None:
     """Before anything is created."""
@@ -573,7 +492,7 @@ def test_options_that_make_no_sense_are_refused(wrong: dict[str, int]) -> None:
 
 async def test_a_start_goes_on_when_one_that_it_waits_for_is_drained() -> None:
     """Whoever drains it does not want it; the others are wanted all the same."""
-    on = Running(min_instances=2, max_instances=2)
+    on = Running(Workshop, min_total=2, max_total=2)
     on.hub.quick = False
     adding = asyncio.create_task(on.dispatcher.shell.add_hub(on.hub))
     first, second = await on.hub.creations.take(2)
@@ -590,7 +509,7 @@ async def test_a_start_goes_on_when_one_that_it_waits_for_is_drained() -> None:
 
 async def test_one_that_is_there_in_the_moment_in_which_it_is_retired_is_gone_all_the_same() -> None:
     """It is destroyed, and nobody takes it for one that is there."""
-    async with running(max_instances=1) as on:
+    async with running(max_total=1) as on:
         on.hub.quick = False
         await on.created(1)
         (await on.hub.creations.next()).finish()
@@ -609,7 +528,7 @@ async def test_the_next_may_have_the_name_of_the_last() -> None:
         def next(self, number: int) -> ResourceInstance:
             return super().next(min(number, 1))
 
-    on = Running(min_instances=1, max_instances=1)
+    on = Running(Workshop, min_total=1, max_total=1)
     on.hub = OneName(on.hub.options)
     await on.dispatcher.shell.add_hub(on.hub)
     on.hub.quick = False
@@ -628,7 +547,7 @@ async def test_the_next_may_have_the_name_of_the_last() -> None:
 
 async def test_a_hub_that_is_removed_waits_for_what_is_being_destroyed() -> None:
     """At the end of its grace as well: nobody else would finish that."""
-    async with running(max_instances=1) as on:
+    async with running(max_total=1) as on:
         await on.created(1)
         on.hub.quick = False
         removing = asyncio.create_task(on.dispatcher.shell.remove_hub(on.hub.name, grace_s=0))
@@ -643,7 +562,7 @@ async def test_a_hub_that_is_removed_waits_for_what_is_being_destroyed() -> None
 
 async def test_a_destruction_that_is_cancelled_is_done_again_at_the_end() -> None:
     """By whoever closes the hub, who has waited for the first."""
-    async with running(max_instances=1) as on:
+    async with running(max_total=1) as on:
         (only,) = await on.created(1)
         on.hub.quick = False
         retiring = asyncio.create_task(on.hub.retire(only))

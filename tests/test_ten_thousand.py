@@ -228,6 +228,7 @@ async def until(settled: Callable[[], Awaitable[bool]]) -> None:
         await asyncio.sleep(0.01)
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts sockets by /proc")  # noqa: PTH112 - short
 async def test_ten_thousand_requests_leave_nothing_behind(tmp_path: Path) -> None:

@@ -273,8 +273,8 @@ async def test_tries_are_counted_by_method_instance_route_and_model() -> None:
         (report,) = on.dispatcher.reports()
         name = report.instance.id
         assert {labels: series.total_s.count for labels, series in on.dispatcher.metrics} == {
-            Labels("echo/say", name, "all", ""): 2,
-            Labels("echo/say", name, "all", "m"): 1,
+            Labels("echo/say", name, "all", "", "", "ok"): 2,
+            Labels("echo/say", name, "all", "m", "", "ok"): 1,
         }
 
 
@@ -296,3 +296,36 @@ async def test_a_slot_is_used_once_work_begins_on_it(accepts: tuple[Speaks, ...]
             with pytest.raises(InstanceFailure, match="no longer offers"):
                 await task
         assert slot.used is used
+
+
+# -- who watches
+
+
+async def test_a_watcher_is_told_of_each_request_once() -> None:
+    """With what it took, however it ended: well, with an error, or because its caller left, before and within parts."""
+    async with stage() as on:
+        told: list[tuple[type, Usage | None]] = []
+
+        def watch(run: Run, error: BaseException | None) -> None:
+            told.append((type(error), run.outcome.usage if run.outcome is not None else None))
+
+        on.dispatcher.running.watchers += (watch,)
+        await on.whole(Usage(input_tokens=3))
+        failing = asyncio.create_task(on.provider.execute("echo/say"))
+        (await on.call()).refuse(FailureKind.REJECTED)
+        await asyncio.wait([failing])
+        leaving = asyncio.create_task(on.provider.execute("echo/say"))
+        await on.call()
+        leaving.cancel()
+        await asyncio.wait([failing, leaving])
+        async with on.provider.stream("echo/parts") as parts:
+            coming = asyncio.ensure_future(anext(parts))
+            (await on.call()).part(Usage(output_tokens=4))
+            await coming
+        assert isinstance(failing.exception(), InstanceFailure)
+        assert told == [
+            (type(None), Usage(input_tokens=3)),
+            (InstanceFailure, None),
+            (asyncio.CancelledError, None),
+            (GeneratorExit, Usage(output_tokens=4)),
+        ]

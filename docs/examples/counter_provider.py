@@ -5,7 +5,7 @@ failover, metrics and breakers come with the base class.
 
     plugins: {files: [./counter_provider.py]}
     providers:
-      words: {max_instances: 2}
+      words: {max_total: 2}
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Use it as a single-file plugin:
 
     plugins: {files: [./process_hub.py]}
     hubs:
-      own: {type: process, command: [my-server, --port, "{port}"], model: tiny, min_instances: 1, idle_s: 600}
+      own: {type: server, command: [my-server, --port, "{port}"], model: tiny, min_total: 1, idle_ttl_s: 600}
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class ProcessOptions(SupplyOptions, HubOptions):
 class ProcessHub(SupplyHub[ProcessOptions]):
     """One server process for each instance."""
 
-    kind = "process"
+    kind = "server"
 
     @property
     def supply(self) -> SupplyOptions:
         return self.options
 
     def next(self, number: int) -> ResourceInstance:
-        endpoint = f"process://{self.name}/{number}"
+        endpoint = f"server://{self.name}/{number}"
         return ResourceInstance(
             id=instance_id(self.kind, endpoint),
             hub=self.name,
@@ -104,7 +104,7 @@ def gleitzeit_register_hubs() -> list[HubType]:
     """What this file adds."""
     return [
         HubType(
-            name="process",
+            name="server",
             target=f"{__name__}:ProcessHub",
             options=f"{__name__}:ProcessOptions",
             summary="server processes of its own, as many as are needed",

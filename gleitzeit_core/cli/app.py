@@ -27,6 +27,7 @@ OWN: Final[Mapping[str, tuple[str, str]]] = {
     "status": (f"{_HOME}.status:status", "Show what a running gateway is doing."),
     "strategies": (f"{_HOME}.strategies:strategies", "List the balancing strategies and explain them."),
     "top": (f"{_HOME}.top:top", "Watch a running gateway."),
+    "usage": (f"{_HOME}.usage:usage", "Show what each key, model or instance has used."),
 }
 """The core's own commands: import string and summary. A plugin cannot take one of these names."""
 

@@ -121,8 +121,8 @@ def _configured_url(invocation: Invocation) -> str:
     host, port = (section.get("host"), section.get("port")) if isinstance(section, Mapping) else (section, None)
     host, port = _HOST if host is None else host, _PORT if port is None else port
     if isinstance(host, str) and type(port) is int and 0 < port <= _MAX_PORT:
-        host = _EVERYWHERE.get(host, host).strip("[]")
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        host, scheme = _EVERYWHERE.get(host, host).strip("[]"), "https" if section.get("tls") else "http"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
     invocation.configuration()  # raises, with this and everything else that is wrong
     problem = Problem("gateway", "does not say where the gateway is", "use --gateway URL", raw.place(("gateway",)))
     raise ConfigurationError([problem])

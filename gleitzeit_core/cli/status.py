@@ -43,7 +43,8 @@ def status(client: GatewayClient, *, as_json: bool) -> None:
     """Show what a running gateway is doing.
 
     JSON: version, configuration, uptime_s, requests (active, waiting, and how many ended how), hedges, queues, hubs
-    (name, kind, instances, and problem, empty when there is none), instances, routes, methods.
+    (name, kind, state (ready or degraded), instances, and problem, empty when there is none), instances, routes,
+    methods.
     """
     found = client.status()
     if as_json:
@@ -102,11 +103,17 @@ def _summary(found: Mapping[str, Any], url: str) -> str:
         "configuration": found["configuration"] or "none: the defaults",
         "requests": f"{now}; {ended}" if ended else now,
         "hedges": _hedges(found.get("hedges", {})),
-        "hubs": ", ".join(f"{h['name']} ({h['kind']}, {h['instances']})" for h in found["hubs"]) or "none",
+        "hubs": ", ".join(map(_hub, found["hubs"])) or "none",
         "problems": "; ".join(f"{h['name']}: {h['problem']}" for h in found["hubs"] if h.get("problem")),
         "routes": "; ".join(f"{' '.join(r['methods'])}: {r['strategy']}" for r in found["routes"]),
     }
     return "\n".join(f"{name:<15}{text}" for name, text in lines.items() if text) + "\n"
+
+
+def _hub(hub: Mapping[str, Any]) -> str:
+    """Its name, kind, number of instances, and that it cannot do all it should."""
+    degraded = ", degraded" if hub.get("problem") else ""
+    return f"{hub['name']} ({hub['kind']}, {hub['instances']}{degraded})"
 
 
 def _hedges(hedges: Mapping[str, int]) -> str:

@@ -109,6 +109,9 @@ class Strategy(ABC, Generic[OptionsT]):
     name: ClassVar[str]
     narrows: ClassVar[bool] = False
     """Whether there may be instances that are up and that it never gives to a request: then `considers` is asked."""
+    joins_loads: ClassVar[bool] = False
+    """Whether it is shown only the instances that load a model, while some do and none has it. Not for a strategy that
+    itself weighs what is in memory, or that has reasons of its own to prefer an instance."""
     waiting: int = 0
     """How many requests wait now for what this strategy serves."""
 

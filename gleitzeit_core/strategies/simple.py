@@ -54,6 +54,7 @@ class LeastLoaded(Strategy[NoOptions]):
     """The free instance with the least work in flight for its weight; ties at random."""
 
     name = "least_loaded"
+    joins_loads = True
 
     def pick(self, request: Request, view: View) -> Candidate:  # noqa: ARG002 - every request is the same to it
         """The least of ``load``; among equals each has the same chance, or the first would get all light traffic."""

@@ -239,7 +239,7 @@ class HubConformance(Conformance):
 class SupplyConformance(HubConformance):
     """What every `SupplyHub` must do besides.
 
-    `make_hub` gives one with an ``idle_s`` so short that a test can wait for it, and room for one above the least.
+    `make_hub` gives one with an ``idle_ttl_s`` so short that a test can wait for it, and room for one above the least.
     """
 
     creates = True
@@ -247,17 +247,17 @@ class SupplyConformance(HubConformance):
     async def test_it_keeps_its_least_number(self) -> None:
         """They are there when it is added."""
         async with self.running() as (hub, _):
-            assert len(hub.instances) >= self._supply(hub).min_instances
+            assert len(hub.instances) >= self._supply(hub).min_total
 
     async def test_what_is_idle_goes_down_to_the_least_number(self) -> None:
         """By itself, and it is not known any more."""
         async with self.running() as (hub, dispatcher):
             seen, supply = _Seen(dispatcher), self._supply(hub)
-            assert supply.idle_s is not None, "make_hub must give one with an idle time"
-            await hub.scale(self.requirements, supply.max_instances)
-            while len(hub.instances) > supply.min_instances:
+            assert supply.idle_ttl_s is not None, "make_hub must give one with an idle time"
+            await hub.scale(self.requirements, supply.max_total)
+            while len(hub.instances) > supply.min_total:
                 await seen.wait("gone")
-            assert len(hub.instances) == supply.min_instances
+            assert len(hub.instances) == supply.min_total
 
     async def test_what_is_not_well_is_replaced(self) -> None:
         """Another comes for it, and it is gone."""
@@ -270,8 +270,53 @@ class SupplyConformance(HubConformance):
             assert isinstance(hub, SupplyHub)
             hub.replace(instance, "a test says so")
             assert instance.id not in [known.id for known in hub.instances if known.generation <= instance.generation]
-            while len(hub.instances) < supply.min_instances:
+            while len(hub.instances) < supply.min_total:
                 await seen.wait(State.READY)
+
+    async def test_some_are_kept_ready(self) -> None:
+        """One that is taken is made up for, and there are never more than there may be."""
+        async with self.running_with(min_total=0, min_idle=1) as (hub, dispatcher):
+            seen, pool = _Seen(dispatcher), dispatcher.shell.admission.pool
+            while not any(record.state is State.READY for record in pool):
+                await seen.wait(State.READY)
+            pool.take(next(record for record in pool if record.state is State.READY))
+            while not any(record.state is State.READY and not record.in_flight for record in pool):
+                await seen.wait(State.READY)
+            assert len(hub.instances) <= self._supply(hub).max_total
+
+    async def test_the_used_up_are_replaced(self) -> None:
+        """After its last use an instance is gone; who comes next gets another."""
+        async with self.running_with(min_total=0, max_total=1, max_uses=1) as (_, dispatcher):
+            seen, pool = _Seen(dispatcher), dispatcher.shell.admission.pool
+            for _ in range(2):
+                async with asyncio.timeout(_PATIENCE_S), dispatcher.lease(self.requirements, timeout_s=None) as lease:
+                    used = lease.instance
+                while pool.in_flight:  # noqa: ASYNC110 - nobody tells of it
+                    await asyncio.sleep(0)
+                left = pool.records.get(used.id)
+                assert left is None or left.state is State.DRAINING or left.instance.generation > used.generation
+                await seen.wait("gone")
+
+    async def test_the_old_are_replaced(self) -> None:
+        """Without anybody's doing."""
+        async with self.running_with(min_total=1, max_age_s=0.01) as (_, dispatcher):
+            seen = _Seen(dispatcher)
+            await seen.wait("gone")
+            await seen.wait(State.READY)
+
+    @contextlib.asynccontextmanager
+    async def running_with(self, **supply: Any) -> AsyncGenerator[tuple[ResourceHub[Any], Dispatcher], None]:  # noqa: ANN401 - any of the bounds
+        """As `running`, with other bounds; what makes instances go is left out unless it is given."""
+        hub, dispatcher = await self.make_hub(), Dispatcher()
+        kind = type(hub)
+        changes = {"min_idle": 0, "idle_ttl_s": None, "max_age_s": None, "max_uses": None, **supply}
+        changed = property(lambda hub: kind.supply.fget(hub).model_copy(update=changes))  # type: ignore[attr-defined]
+        hub.__class__ = type(kind.__name__, (kind,), {"supply": changed})
+        await dispatcher.shell.add_hub(hub)
+        try:
+            yield hub, dispatcher
+        finally:
+            await dispatcher.aclose()
 
     @staticmethod
     def _supply(hub: ResourceHub[Any]) -> SupplyOptions:

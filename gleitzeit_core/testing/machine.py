@@ -63,6 +63,7 @@ class Shelf:
         self.name = name
         self.recycles = False
         self.running = True
+        self.occupied: Callable[[], None] | None = None
         self.answer = Offer(OfferKind.READY)
 
     def offer(self, requirements: Requirements) -> Offer:

@@ -51,6 +51,7 @@ ASKING = {
     "queues": (["queues"], "GET /admin/queues"),
     "metrics": (["metrics"], "GET /admin/metrics?window=recent"),
     "top": (["top"], "GET /admin/status"),
+    "usage": (["usage"], "GET /admin/usage?by=key&window=total"),
     "reload": (["reload"], "POST /admin/reload"),
     "events": (["events", "--once"], "GET /admin/events"),
     "add": (["instances", "add", "http://gpu3:11434"], "POST /admin/instances"),
@@ -115,7 +116,7 @@ def test_status_tells_of_hubs_with_a_problem(cli: Cli, gateway: Gateway) -> None
     found = {**STATUS, "hubs": [well, {**unwell, "name": "own"}]}
     gateway.on("GET /admin/status", lambda exchange: exchange.json(found))
     out = cli("status", "--gateway", gateway.url).out
-    assert "hubs           lan (ollama, 2), own (ollama, 2)\n" in out
+    assert "hubs           lan (ollama, 2), own (ollama, 2, degraded)\n" in out
     assert "problems       own: nothing can be created: no ollama\n" in out
 
 

@@ -1,4 +1,4 @@
-"""The commands that watch a running gateway: metrics, queues, top and events."""
+"""The commands that watch a running gateway: usage, metrics, queues, top and events."""
 
 from __future__ import annotations
 
@@ -79,6 +79,58 @@ def watched(gateway: Gateway) -> Gateway:
     for window in ("recent", "total"):
         gateway.on(f"GET /admin/metrics?window={window}", lambda exchange: exchange.json(METRICS))
     return gateway
+
+
+# -- usage
+
+
+def used(**more: object) -> dict[str, Any]:
+    """What somebody has used."""
+    numbers = {"requests": 12, "failed": 1, "cancelled": 0, "tries": 13, "input_tokens": 12_000, "output_tokens": 3400}
+    return {**more, **numbers, "bytes_in": 2000, "bytes_out": 45_000, "time_s": 90.5}
+
+
+def test_usage(cli: Cli, gateway: Gateway) -> None:
+    """A line for each key, and one for all."""
+    found = {"window": "total", "by": ["key"], "rows": [used(key="alice"), used(key="-")], "sum": used()}
+    gateway.on("GET /admin/usage?by=key&window=total", lambda exchange: exchange.json(found))
+    ended = cli("usage", "--gateway", gateway.url)
+    assert (ended.status, ended.err) == (0, "since the gateway was started\n")
+    lines = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in ended.out.splitlines()]
+    assert [line[0] for line in lines] == ["KEY", "alice", "-", "(all)"]
+    assert lines[1][1:] == ["12", "1", "0", "12,000", "3,400", "2 kB / 45 kB", "90.5 s"]
+    assert cli("usage", "--json", "--gateway", gateway.url).json() == found
+
+
+def test_usage_by_several(cli: Cli, gateway: Gateway) -> None:
+    """In the order in which they are asked for, of a window."""
+    rows = [used(model="tiny", key="alice")]
+    found = {"window": "hour", "by": ["model", "key"], "rows": rows, "sum": used()}
+    gateway.on("GET /admin/usage?by=model%2Ckey&window=hour", lambda exchange: exchange.json(found))
+    ended = cli("usage", "--by", "model, key,model", "--window", "hour", "--gateway", gateway.url)
+    assert (ended.status, ended.err) == (0, "in the last 55 to 60 minutes\n")
+    assert [line.split()[:2] for line in ended.out.splitlines()] == [
+        ["MODEL", "KEY"],
+        ["tiny", "alice"],
+        ["(all)", "-"],
+    ]
+
+
+@pytest.mark.parametrize("by", ["keys", "key,", "", "key;model"])
+def test_usage_by_something_unknown(cli: Cli, gateway: Gateway, by: str) -> None:
+    """Is told before anything is asked."""
+    ended = cli("usage", "--by", by, "--gateway", gateway.url)
+    assert ended.status == 2
+    assert "is not one of key, model, instance" in ended.err
+    assert not gateway.seen
+
+
+def test_usage_of_another_shape(cli: Cli, gateway: Gateway) -> None:
+    """What is no usage is told in one sentence."""
+    gateway.on("GET /admin/usage?by=key&window=total", lambda exchange: exchange.json({"rows": [{"key": "a"}]}))
+    ended = cli("usage", "--gateway", gateway.url)
+    assert (ended.status, ended.out) == (1, "")
+    assert "has another idea of its answer" in ended.err
 
 
 # -- metrics

@@ -78,6 +78,11 @@ class LlamaCppHub(ResourceHub[LlamaCppOptions]):
         self._seats: dict[str, _Seat] = {}
         self._upstream = Upstream()
 
+    @property
+    def creates(self) -> bool:
+        """Always."""
+        return True
+
     async def open(self) -> None:
         """Start all processes, and wait until each listens or has failed.
 

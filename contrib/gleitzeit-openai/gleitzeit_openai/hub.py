@@ -73,6 +73,7 @@ class OpenAIHub(ServerHub[OpenAIOptions]):
             tags=frozenset(server.tags),
             weight=server.weight,
             max_concurrent=server.max_concurrent,
+            cancellable=server.cancellable,
             probe=server.probe,
             handle=server,
         )

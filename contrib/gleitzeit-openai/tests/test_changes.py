@@ -48,7 +48,7 @@ async def test_one_that_is_added_can_be_used_at_once(shell: Shell, listing: Call
     [
         ({"url": "nowhere"}, "is not a URL such as"),
         ({"url": "http://a", "wieght": 2}, "did you mean 'weight'?"),
-        ({"url": "http://a", "api_key": "sk-a b"}, "api_key: is not valid"),
+        ({"url": "http://a", "api_key": "sk-a b"}, "api_key: the key has characters in it that no key has"),
         ({"url": "https://a", "ca_file": "no-such.pem"}, "there is no file"),
     ],
 )

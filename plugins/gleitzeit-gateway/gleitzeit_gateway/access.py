@@ -9,18 +9,22 @@ import socket
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
+from gleitzeit_gateway.callers import Caller
+from gleitzeit_gateway.limits import Limits
 from gleitzeit_gateway.options import is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gleitzeit_gateway.options import GatewayOptions, KeyOptions
+    from gleitzeit_gateway.call import Call
+    from gleitzeit_gateway.options import GatewayOptions
 
 _LOCAL_SUFFIXES: Final = (".localhost", ".local", ".internal")
 _LOCAL_ORIGINS: Final = frozenset(("localhost", "127.0.0.1", "0.0.0.0", "::1"))  # noqa: S104 - compared, not bound
 _APP_SCHEMES: Final = frozenset(("app", "file", "tauri", "vscode-webview", "vscode-file"))
 CORS_HEADERS: Final = (
     "Authorization,Content-Type,User-Agent,Accept,X-Requested-With,X-Api-Key,X-Request-Id,OpenAI-Beta,"
+    "X-Gleitzeit-Affinity,X-Gleitzeit-Instances,"
     "x-stainless-arch,x-stainless-async,x-stainless-custom-poll-interval,x-stainless-helper-method,x-stainless-lang,"
     "x-stainless-os,x-stainless-package-version,x-stainless-poll-helper,x-stainless-retry-count,x-stainless-runtime,"
     "x-stainless-runtime-version,x-stainless-timeout,anthropic-version,anthropic-beta,"
@@ -33,10 +37,18 @@ class Access:
 
     Args:
         options: Of the gateway.
+        limits: What keys have used so far; they are told of the keys there are now. None: nothing has been used.
     """
 
-    def __init__(self, options: GatewayOptions) -> None:
-        self._keys = [(key, _digest(key.key.get_secret_value())) for key in options.keys]
+    def __init__(self, options: GatewayOptions, limits: Limits | None = None) -> None:
+        limits = limits or Limits()
+        limits.change(options.keys)
+        self._keys = [
+            (Caller(key, restricted=options.methods, limits=limits.of(key.name)), _digest(key.key.get_secret_value()))
+            for key in options.keys
+        ]
+        self.anybody = Caller(restricted=options.methods)
+        """Who calls where no key is needed."""
         self._hosts = frozenset(host.lower() for host in (*options.allowed_hosts, options.host, socket.gethostname()))
         self._origins = frozenset(origin.rstrip("/").lower() for origin in options.allowed_origins)
         # A page that rebinds its name to us has no key, so beyond loopback keys are enough, unless told otherwise.
@@ -52,15 +64,15 @@ class Access:
         """Whether callers need a key."""
         return bool(self._keys)
 
-    def key_of(self, headers: Mapping[str, str]) -> KeyOptions | None:
-        """The key that a request carries, as a bearer token or in ``X-Api-Key``; None for none or a wrong one."""
+    def caller_of(self, headers: Mapping[str, str]) -> Caller | None:
+        """Whose key a request carries, as a bearer token or in ``X-Api-Key``; None for none or a wrong one."""
         scheme, _, token = headers.get("Authorization", "").partition(" ")
         given = _digest(token.strip() if scheme.lower() == "bearer" else headers.get("X-Api-Key", ""))
         found = None
         # Digests are of one length and all are compared, each in constant time: how long it takes says nothing.
-        for key, digest in self._keys:
+        for caller, digest in self._keys:
             if hmac.compare_digest(given, digest):
-                found = key
+                found = caller
         return found
 
     def host_allowed(self, host: str) -> bool:
@@ -93,6 +105,11 @@ class Access:
 def is_this_machine(address: str | None) -> bool:
     """Whether a connection comes from this machine: from loopback, also where IPv6 carries IPv4."""
     return is_loopback((address or "").removeprefix("::ffff:"))
+
+
+def sees_all(call: Call) -> bool:
+    """Whether a caller may see what others do: with an admin key, or on this machine where no keys are needed."""
+    return call.admin or (not call.tenant and is_this_machine(call.request.remote))
 
 
 def cors(origin: str) -> dict[str, str]:

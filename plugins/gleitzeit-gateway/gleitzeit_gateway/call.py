@@ -11,6 +11,7 @@ from aiohttp import HttpVersion11, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from gleitzeit_core.errors import GleitzeitError, InstanceFailure, InvalidRequest
+from gleitzeit_gateway.callers import ANYBODY
 from gleitzeit_gateway.errors import Refused
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from gleitzeit_core.manager import ResourceManager
     from gleitzeit_core.requests import Served
+    from gleitzeit_gateway.callers import Caller
     from gleitzeit_gateway.options import GatewayOptions
 
 logger = logging.getLogger(__name__)
@@ -37,7 +39,8 @@ class Call:
         id: For logs and headers; the caller's own, where it sent one.
         unique_id: For the request inside: what a caller chooses may have been used before, and by somebody else.
         ending: Set when the gateway begins to shut down; from then on it takes nothing new.
-        tenant: The name of the key that was used; empty for none.
+        caller: Whose key was used, and what it may do.
+        tenant: The name of that key; empty for none.
         priority: Of that key.
         admin: Whether its caller may change the pool.
         rest: What a path ending in ``*`` matched there.
@@ -48,6 +51,7 @@ class Call:
         failed_on: The instance that failed, when that was the error; for the access line.
         begun: Whether an answer in parts has begun: no other can be sent any more.
         broken_off: Whether an answer that had begun was cut.
+        held: Whether it counts as a running request of its key.
     """
 
     request: web.BaseRequest
@@ -56,6 +60,7 @@ class Call:
     id: str
     unique_id: str
     ending: asyncio.Event = field(default_factory=asyncio.Event)
+    caller: Caller = ANYBODY
     tenant: str = ""
     priority: int = 0
     admin: bool = False
@@ -67,6 +72,27 @@ class Call:
     failed_on: str = ""
     begun: bool = False
     broken_off: bool = False
+    held: bool = False
+
+    # -- who asks ----------------------------------------------------------------------------------------------
+
+    def hold(self) -> None:
+        """Count it as a request of its key, which runs until `let_go`; what the key has left goes into the headers.
+
+        Raises:
+            LimitReached: The key has used what it may.
+        """
+        try:
+            self.caller.limits.acquire()
+            self.held = True
+        finally:
+            self.headers.update(self.caller.limits.headers())
+
+    def let_go(self) -> None:
+        """It has ended. More than once is fine."""
+        if self.held:
+            self.held = False
+            self.caller.limits.release()
 
     # -- what was asked ----------------------------------------------------------------------------------------
 
@@ -207,9 +233,15 @@ class Call:
             # Whatever it is, the caller must not take the answer for complete.
             if self.gone:
                 raise
-            self.note_error(error)
-            await response.write(in_band(error))
-            self.cut()
+            await self.break_off(response, error, in_band)
+
+    async def break_off(
+        self, response: web.StreamResponse, error: Exception, in_band: Callable[[Exception], bytes]
+    ) -> None:
+        """End an answer that has begun with an error inside it; the rest as for `send`."""
+        self.note_error(error)
+        await response.write(in_band(error))
+        self.cut()
 
     def cut(self) -> None:
         """Close the connection after what was sent: an answer that broke off must not look complete."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ from aiohttp import web
 from gleitzeit_gateway.call import Call
 
 logger = logging.getLogger(__name__)
+
+_LOOKING = frozenset(("GET", "HEAD"))
 
 Handler = Callable[[Call], Awaitable[web.StreamResponse]]
 ErrorRenderer = Callable[[Exception], web.Response]
@@ -30,6 +32,8 @@ class Endpoint:
         public: Whether it needs no key, and is answered while the gateway shuts down.
         admin: Whether it changes the pool: where keys are configured it needs one with ``admin: true``, elsewhere a
             caller on this machine; and a body that it has must be JSON, which no form of a web page sends.
+        holds: Whether its handler itself counts what it does against the limits of a key, as one for many requests in
+            one must. The others' requests are counted, but for those that only look: GET, HEAD, `public`, `admin`.
 
     Raises:
         ValueError: `path` or `method` could never match a request; or it is for anybody and for few.
@@ -41,6 +45,12 @@ class Endpoint:
     error: ErrorRenderer
     public: bool = False
     admin: bool = False
+    holds: bool = False
+
+    @property
+    def limited(self) -> bool:
+        """Whether a request to it counts against the limits of a key before its handler is called."""
+        return not (self.holds or self.public or self.admin or self.method in _LOOKING)
 
     def __post_init__(self) -> None:
         """Refuse what could never be found."""
@@ -77,6 +87,11 @@ class Router:
     def __repr__(self) -> str:
         """How many paths."""
         return f"<Router {len(self._exact) + len(self._below)} paths>"
+
+    def __iter__(self) -> Iterator[Endpoint]:
+        """All endpoints."""
+        for methods in (*self._exact.values(), *self._below.values()):
+            yield from methods.values()
 
     def add(self, endpoint: Endpoint) -> None:
         """One more, unless another has its path and method: then that one stays, and a warning is logged."""

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 _BAD_REQUEST: Final = 400
 _NOT_FOUND: Final = 404
+# What a server may make up besides is no status to anybody.
+_ERRORS: Final = range(_BAD_REQUEST, 600)
 _STATUS: Final[dict[type[Exception], int]] = {
     InvalidRequest: _BAD_REQUEST,
     ConfigurationError: 422,
@@ -58,14 +60,16 @@ _FAILURE_STATUS: Final[dict[FailureKind, int]] = {
     FailureKind.LOST: 502,
 }
 _PASSED: Final = frozenset((FailureKind.REJECTED, FailureKind.SERVER_ERROR, FailureKind.BUSY))
-_QUEUE_FULL: Final = {"ollama": 503, "openai": 429, "anthropic": 529}
+_QUEUE_FULL: Final = {"ollama": 503, "openai": 429, "openai-responses": 429, "anthropic": 529}
 # What Anthropic says of a server that has too much to do.
 _OVERLOADED: Final = 529
 # Ollama has no codes; clients that branch on them must find what a real one sends.
 _WITHOUT_CODE: Final = (InvalidRequest, NoCapableInstance)
+# What OpenAI says of a model that is there, but not for this caller.
+_CODES_OF_OPENAI: Final = {"model_not_allowed": "model_not_found"}
 _WITH_CHARSET: Final = "application/json; charset=utf-8"
 # What "error" is in each API.
-_KIND_OF_ERROR: Final[dict[str, type]] = {"ollama": str, "openai": dict, "anthropic": dict}
+_KIND_OF_ERROR: Final[dict[str, type]] = {"ollama": str, "openai": dict, "openai-responses": dict, "anthropic": dict}
 _OBJECT: Final = msgspec.json.Decoder(dict[str, Any])
 
 
@@ -97,7 +101,7 @@ def status_of(error: Exception, api: str) -> int:
         if api == "anthropic" and error.kind is FailureKind.BUSY:
             return _OVERLOADED
         own = error.status if error.kind in _PASSED else None
-        return own if own is not None and own >= _BAD_REQUEST else _FAILURE_STATUS[error.kind]
+        return own if own is not None and own in _ERRORS else _FAILURE_STATUS[error.kind]
     return _STATUS.get(type(error), 500)
 
 
@@ -128,6 +132,8 @@ def envelope(error: Exception, api: str) -> bytes:
     if own is not None and _is_envelope(own, api):
         return own
     code = None if isinstance(error, _WITHOUT_CODE) else code_of(error)
+    if code is not None and api.startswith("openai"):
+        code = _CODES_OF_OPENAI.get(code, code)
     return CLIENTS[api].error_body(status_of(error, api), message_of(error), code)
 
 

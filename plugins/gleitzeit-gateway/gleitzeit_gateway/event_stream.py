@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from aiohttp import web
 
+from gleitzeit_gateway.access import sees_all
 from gleitzeit_gateway.errors import Refused
 from gleitzeit_gateway.queries import Query
 
@@ -39,7 +40,10 @@ class EventStreams:
         return f"<EventStreams {self._open}>"
 
     async def follow(self, call: Call) -> web.StreamResponse:
-        """Send events until the caller leaves or the gateway shuts down; ``?requests=1``: finished requests as well."""
+        """Send events until the caller leaves or the gateway shuts down; ``?requests=1``: finished requests as well.
+
+        Who does not see all hears of its own requests only.
+        """
         requests = Query(call, "requests").flag("requests")
         call.headers.update(_UNBUFFERED)
         if call.request.method == "HEAD":
@@ -49,7 +53,8 @@ class EventStreams:
         self._open += 1
         try:
             # Listening begins before the head of the answer is sent: who has that misses nothing.
-            async with contextlib.aclosing(call.manager.events(requests=requests)) as events:
+            tenant = None if sees_all(call) else call.tenant
+            async with contextlib.aclosing(call.manager.events(requests=requests, tenant=tenant)) as events:
                 return await _send_all(call, events)
         finally:
             self._open -= 1

@@ -13,15 +13,18 @@ from gleitzeit_core.errors import NoCapableInstance
 from gleitzeit_gateway.endpoints import json_response
 from gleitzeit_llm import models
 from gleitzeit_llm.dialects import DIALECTS
+from gleitzeit_llm.listings import LOADED, MODELS, STALE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from gleitzeit_core.resources import ResourceInstance
     from gleitzeit_gateway.call import Call
 
 # What clients are told where no Ollama is in the pool: the version whose API the gateway follows.
 OLLAMA_VERSION: Final = "0.24.0"
+STALE_HEADER: Final = "X-Gleitzeit-Stale"
+"""On a list of models: the instances that did not answer, of which it has what was last seen."""
 
 
 async def root(call: Call) -> web.Response:
@@ -48,17 +51,17 @@ def _version_key(text: str) -> tuple[int, ...]:
 
 async def tags(call: Call) -> web.Response:
     """The models there are, as Ollama lists them."""
-    return _ollama_json(await call.manager.execute("llm/models"))
+    return _ollama_json({"models": await _list(call, MODELS)})
 
 
 async def loaded(call: Call) -> web.Response:
     """The models in memory, as Ollama lists them."""
-    return _ollama_json(await call.manager.execute("llm/loaded"))
+    return _ollama_json({"models": await _list(call, LOADED)})
 
 
 async def listed_models(call: Call) -> web.Response:
     """The models there are, as OpenAI lists them."""
-    found = (await call.manager.execute("llm/models"))["models"]
+    found = await _list(call, MODELS)
     return json_response({"object": "list", "data": [_openai_model(entry["name"], entry) for entry in found]})
 
 
@@ -68,18 +71,33 @@ async def listed_model(call: Call) -> web.Response:
     Raises:
         NoCapableInstance: There is none of that name.
     """
-    found = (await call.manager.execute("llm/models"))["models"]
+    found = await _list(call, MODELS)
     for entry in found:
         if models.canonical(entry["name"]) == models.canonical(call.rest):
             return json_response(_openai_model(call.rest, entry))
     raise NoCapableInstance(f"model '{call.rest}' not found")
 
 
+async def _list(call: Call, method: str) -> Sequence[Mapping[str, Any]]:
+    """The models that `method` lists, but for those that the caller may not use.
+
+    Raises:
+        Refused: It may not call the method.
+    """
+    call.caller.check(call.manager.provider(method).method(method))
+    listed = await call.manager.execute(method)
+    if listed.get(STALE):
+        call.headers[STALE_HEADER] = ",".join(listed[STALE])
+    return call.caller.shown(listed["models"])
+
+
 def _openai_model(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     created = 0
     with contextlib.suppress(ValueError, KeyError, OverflowError):
         created = max(0, int(datetime.fromisoformat(entry["modified_at"]).timestamp()))
-    return {"id": name, "object": "model", "created": created or int(time.time()), "owned_by": "library"}
+    model = {"id": name, "object": "model", "created": created or int(time.time()), "owned_by": "library"}
+    more = {"parent": entry.get("alias_of"), STALE: entry.get(STALE)}
+    return {**model, **{name: value for name, value in more.items() if value}}
 
 
 def _ollama_json(data: Any) -> web.Response:  # noqa: ANN401 - anything JSON

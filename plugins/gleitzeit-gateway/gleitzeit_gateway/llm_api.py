@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Final, cast
 
 from aiohttp import web
 
-from gleitzeit_core.errors import NoCapableInstance
+from gleitzeit_core.errors import InstanceFailure, NoCapableInstance, Unavailable
+from gleitzeit_gateway import responses_api
 from gleitzeit_gateway.endpoints import Endpoint
 from gleitzeit_gateway.errors import Refused, envelope, renderer
+from gleitzeit_gateway.keepalive import SIGNS, first_part
 from gleitzeit_gateway.listings import listed_model, listed_models, loaded, root, tags, version
 from gleitzeit_llm.dialects import CLIENTS
 from gleitzeit_llm.dialects.sse import event
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from gleitzeit_core.requests import Request
     from gleitzeit_gateway.call import Call
 
+MODEL: Final = "X-Gleitzeit-Model"
+"""The model that served, where it may be another than the one that was asked for."""
 # Ollama has two sentences for a model it does not know, and clients look for them.
 _EMBED_PATHS: Final = frozenset(("/api/embed", "/api/embeddings", "/v1/embeddings"))
 _OF_PLUGINS: Final = (
@@ -55,11 +59,14 @@ def unserved_endpoints() -> list[Endpoint]:
 def openai_endpoints() -> list[Endpoint]:
     """The OpenAI client API."""
     make = partial(Endpoint, error=renderer("openai"))
-    calls = CLIENTS["openai"].endpoints
+    calls = [(api, path) for api in ("openai", responses_api.API) for path in CLIENTS[api].endpoints]
     return [
         make(method="GET", path="/v1/models", handler=listed_models),
         make(method="GET", path="/v1/models/*", handler=listed_model),
-        *(make(method="POST", path=path, handler=partial(_answer, "openai", path)) for path in calls),
+        *(make(method="POST", path=path, handler=partial(_answer, api, path)) for api, path in calls),
+        make(method="GET", path="/v1/responses/*", handler=responses_api.stored),
+        make(method="DELETE", path="/v1/responses/*", handler=responses_api.stored),
+        make(method="POST", path="/v1/responses/*", handler=responses_api.unserved),
     ]
 
 
@@ -75,29 +82,57 @@ async def _answer(api: str, path: str, call: Call) -> web.StreamResponse:
     if api == "anthropic":
         call.headers["request-id"] = call.id  # where its clients look for it
     body = await call.body()
+    request = _request(api, path, call, provider, body)
+    call.caller.check_body(body)
+    try:
+        return await _carried_out(api, call, provider, request)
+    except NoCapableInstance as error:
+        raise _unknown_model(path, call.model, error) from error
+    except (InstanceFailure, Unavailable):
+        # The last instance with its model may have been lost just now.
+        if call.begun or not provider.has_stand_in(request):
+            raise
+    return await _carried_out(api, call, provider, _request(api, path, call, provider, body))
+
+
+def _request(api: str, path: str, call: Call, provider: LLMProvider, body: bytes) -> Request:
     options: RequestOptions = {"tenant": call.tenant, "priority": call.priority, "affinity": call.affinity}
     request = provider.raw_request(api, path, body, request_id=call.unique_id, **options)
     call.model = request.params["model"]
-    try:
-        if request.stream:
-            return await _in_parts(api, call, provider, request)
-        answer = await call.manager.dispatcher.one(provider, request)
-    except NoCapableInstance as error:
-        raise _unknown_model(path, call.model, error) from error
+    if provider.renames:
+        call.headers[MODEL] = call.model
+    call.caller.check(provider.method(request.method), call.model)
+    return request
+
+
+async def _carried_out(api: str, call: Call, provider: LLMProvider, request: Request) -> web.StreamResponse:
+    if request.stream:
+        return await _in_parts(api, call, provider, request)
+    answer = await call.manager.dispatcher.one(provider, request)
     call.note_served(answer.served)
     return _whole(answer.value)
 
 
 async def _in_parts(api: str, call: Call, provider: LLMProvider, request: Request) -> web.StreamResponse:
     async with call.manager.dispatcher.stream(provider, request) as parts:
-        # Until the first part is there, everything can still become an ordinary error, or another instance's answer.
-        first = await anext(parts)
+        # Until the first part is there, everything can still be another instance's answer; and become an ordinary
+        # error, unless it takes so long that the caller was told to wait.
+        kind, in_band = CLIENTS[api].stream_type, partial(_in_band, api)
+        first, response = await first_part(call, parts, kind, SIGNS[api], in_band)
+        if response is not None and call.broken_off:
+            return response
         call.note_served(parts.served)
-        if isinstance(first, RawAnswer):
+        if isinstance(first, RawAnswer) and response is None:
+            await anext(parts, None)  # Nothing comes after it, and who does not read on has left.
             return _whole(first)
-        response = await call.begin(CLIENTS[api].stream_type, part_follows=True)
-        await response.write(first)
-        await call.send(response, parts, partial(_in_band, api))
+        if response is None:
+            response = await call.begin(kind, part_follows=True)
+        await response.write(_in_stream(api, first) if isinstance(first, RawAnswer) else first)
+        if api == responses_api.API:
+            numbered = responses_api.Numbered(first if isinstance(first, bytes) else b"")
+            await call.send(response, numbered.watch(parts), numbered.error)
+        else:
+            await call.send(response, parts, in_band)
         return response
 
 
@@ -105,8 +140,17 @@ def _whole(raw: RawAnswer) -> web.Response:
     return web.Response(body=raw.body, status=raw.status, headers={"Content-Type": raw.content_type})
 
 
+def _in_stream(api: str, raw: RawAnswer) -> bytes:
+    """A whole answer where the head of a stream has been sent already."""
+    if api == responses_api.API:
+        return responses_api.whole(raw.body)
+    return raw.body.strip() + b"\n" if api == "ollama" else event(raw.body.strip()) + event(b"[DONE]")
+
+
 def _in_band(api: str, error: Exception) -> bytes:
     """An error inside a stream that has begun."""
+    if api == responses_api.API:
+        return responses_api.Numbered().error(error)
     body = envelope(error, api).strip()
     if api == "ollama":
         return body + b"\n"

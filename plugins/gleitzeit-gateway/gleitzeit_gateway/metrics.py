@@ -60,6 +60,7 @@ class _Collector:
         admission = dispatcher.shell.admission
         self._series = tuple(dispatcher.metrics)
         self._reports = manager.instances()
+        self._hubs = tuple((hub.name, hub.kind, bool(hub.problem)) for hub in dispatcher.shell.hubs.values())
         self._queues = admission.queues()
         self._routes = tuple(balancer.route.name for balancer in admission.balancers)
         self._started, self._won = dispatcher.hedges.started, dispatcher.hedges.won
@@ -68,6 +69,7 @@ class _Collector:
         yield from self._of_tries()
         yield from genai_metrics.families(self._series, {one.instance.id: one.instance for one in self._reports})
         yield from self._of_instances()
+        yield self._of_hubs()
         yield from self._of_queues()
         yield CounterMetricFamily("gleitzeit_hedges_started", "Second tries beside a slow first.", value=self._started)
         yield CounterMetricFamily("gleitzeit_hedges_won", "Those that answered first.", value=self._won)
@@ -104,6 +106,13 @@ class _Collector:
             most.add_metric(values, report.instance.max_concurrent)
             limit.add_metric(values, report.limit)
         yield from (state, breaker, busy, most, limit)
+
+    def _of_hubs(self) -> Metric:
+        text = "1 while it cannot do all that it should, such as create instances."
+        family = GaugeMetricFamily("gleitzeit_hub_degraded", text, labels=["hub", "kind"])
+        for name, kind, degraded in self._hubs:
+            family.add_metric([name, kind], float(degraded))
+        return family
 
     def _of_queues(self) -> Iterator[Metric]:
         labels = ["route", "model"]

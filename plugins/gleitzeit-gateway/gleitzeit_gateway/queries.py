@@ -68,3 +68,15 @@ class Query:
         if value not in values:
             raise InvalidRequest(f"{name!r} must be {' or '.join(values)}", param=name)
         return value
+
+    def some_of(self, name: str, *values: str) -> tuple[str, ...]:
+        """Some of `values`, separated by commas, each once; the first where it is not given.
+
+        Raises:
+            InvalidRequest: One is none of them.
+        """
+        given = tuple(dict.fromkeys(self._given.get(name, values[0]).split(",")))
+        for value in given:
+            if value not in values:
+                raise InvalidRequest(f"{name!r} is made of {', '.join(values)}, with commas between", param=name)
+        return given

@@ -18,14 +18,15 @@ if TYPE_CHECKING:
     from gleitzeit_core.manager import ResourceManager
     from gleitzeit_core.reload import Change, Changes
     from gleitzeit_gateway.call import Call
+    from gleitzeit_gateway.workers import Worker
 
 logger = logging.getLogger("gleitzeit.reload")
 
 _SHOWN_CHARACTERS: Final = 200
 
 
-async def reload_on_request(call: Call) -> web.Response:
-    """Reload, and answer what changed; with ``?dry_run=1`` only what would.
+async def reload_on_request(worker: Worker | None, call: Call) -> web.Response:
+    """Reload, and answer what changed; with ``?dry_run=1`` only what would. Other workers reload as well.
 
     Raises:
         ConfigurationError: The configuration is wrong; nothing has changed.
@@ -35,6 +36,8 @@ async def reload_on_request(call: Call) -> web.Response:
         changes = await call.manager.reload(dry_run=True)
     else:
         changes = await reload(call.manager)
+        if worker is not None:
+            worker.reload_all()
     return json_response({"dry_run": dry_run, "changes": [asdict(change) for change in changes]})
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 from gleitzeit_gateway.endpoints import json_response
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from aiohttp import web
     from pydantic import BaseModel
 
@@ -21,9 +23,9 @@ _ANYTHING: Final[dict[str, Any]] = {"type": "object"}
 
 
 async def rpc_methods(call: Call) -> web.Response:
-    """Every method, with the JSON schema of its parameters."""
-    providers = call.manager.providers.values()
-    return json_response({"methods": [_described(method) for one in providers for method in one.methods]})
+    """Every method, with the JSON schema of its parameters, and whether the caller may call it."""
+    every = [method for provider in call.manager.providers.values() for method in provider.methods]
+    return json_response({"methods": [{**_described(one), "allowed": call.caller.may_call(one)} for one in every]})
 
 
 def _described(method: Method) -> dict[str, Any]:
@@ -32,8 +34,14 @@ def _described(method: Method) -> dict[str, Any]:
         "summary": method.summary,
         "streams": method.streams,
         "replayable": method.replayable,
-        "params": method.schema or (_ANYTHING if method.params is None else _schema(method.params)),
+        "restricted": method.restricted,
+        "params": params_schema(method),
     }
+
+
+def params_schema(method: Method) -> Mapping[str, Any]:
+    """The JSON schema of a method's parameters."""
+    return method.schema or (_ANYTHING if method.params is None else _schema(method.params))
 
 
 @lru_cache(maxsize=256)

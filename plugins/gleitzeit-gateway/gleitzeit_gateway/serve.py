@@ -26,6 +26,7 @@ from gleitzeit_gateway.line_handler import LineHandler
 from gleitzeit_gateway.options import GatewayOptions
 from gleitzeit_gateway.reloading import reload_on_signal
 from gleitzeit_gateway.server import Gateway
+from gleitzeit_gateway.workers import Worker, refuse_what_cannot_be_shared, reserve, supervise
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
@@ -46,7 +47,7 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
         "gleitzeit serve",
         "gleitzeit serve --instance http://gpu1:11434 --instance http://gpu2:11434",
         "gleitzeit serve --instance openai=http://gpu3:8000 --strategy least_loaded",
-        "gleitzeit serve --config gleitzeit.yaml",
+        "gleitzeit serve --config gleitzeit.yaml --workers 4",
     ),
 )
 @click.option("--host", help="Where to listen; beyond loopback only with keys.  [default: 127.0.0.1]")
@@ -59,6 +60,11 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
     help="Pool this server; may be repeated. TYPE is 'ollama' (the default) or 'openai'.",
 )
 @click.option("--strategy", help="How an instance is chosen, on every route; see 'gleitzeit strategies'.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    help="Processes that listen; several only over servers that run by themselves.  [default: 1]",
+)
 @click.option("--allow-anonymous", is_flag=True, default=None, help="Listen beyond loopback without keys.")
 @click.option("--grace", "grace_s", type=click.FloatRange(0), help="Seconds running answers may take at shutdown.")
 @click.option("--access-log/--no-access-log", default=None, help="One line per request on standard error.")
@@ -78,7 +84,26 @@ def serve(invocation: Invocation, /, instances: Sequence[str], *, verbose: bool,
         manager = invocation.manager(_overrides(instances, flags))
     except ConfigurationError as error:
         raise ConfigurationError([_told(problem, strategy) for problem in error.problems]) from error
-    raise click.exceptions.Exit(uvloop.run(_serve(manager)))
+    raise click.exceptions.Exit(_run(manager))
+
+
+def _run(manager: ResourceManager) -> int:
+    """Serve, in this process or in several; the exit status."""
+    options = _options(manager)
+    if options.workers == 1:
+        return uvloop.run(_serve(manager, options))
+    refuse_what_cannot_be_shared(manager)
+    try:
+        port, held = reserve(options.host.strip("[]"), options.port)
+    except OSError as error:
+        raise _cannot_listen(f"{options.host}:{options.port}", error) from error
+    # Each of several workers comes back from here, in a process of its own.
+    worker = supervise(options.workers)
+    if isinstance(worker, int):
+        return worker
+    for one in held:
+        one.close()
+    return uvloop.run(_serve(manager, options.model_copy(update={"port": port}), worker))
 
 
 def _overrides(instances: Sequence[str], flags: dict[str, Any]) -> dict[str, Any]:
@@ -148,14 +173,15 @@ class _Signals:
     SIGHUP asks to reload. It also comes when the terminal is closed, and then it asks to drain.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, told_by_another: bool) -> None:
         self.asked = asyncio.Event()
         self.insisted = asyncio.Event()
         self.reload = asyncio.Event()
         self._in_terminal = os.isatty(0)
         self.status = 0
         self._loop = asyncio.get_running_loop()
-        for number in _SIGNALS:
+        # A worker ignores Ctrl-C, which comes to all processes of a terminal.
+        for number in (signal.SIGTERM,) if told_by_another else _SIGNALS:
             self._loop.add_signal_handler(number, self._signal, number)
         self._loop.add_signal_handler(signal.SIGHUP, self._hang_up)
 
@@ -176,22 +202,25 @@ class _Signals:
             self._loop.remove_signal_handler(each)
 
 
-async def _serve(manager: ResourceManager) -> int:
+async def _serve(manager: ResourceManager, options: GatewayOptions, worker: Worker | None = None) -> int:
     """Run until a signal comes; the exit status."""
-    stop = _Signals()
-    options = _options(manager)
-    gateway = Gateway(manager, options)
+    stop = _Signals(told_by_another=worker is not None)
+    if worker is not None:
+        worker.take_signals()
+    gateway = Gateway(manager, options, worker)
     try:
         # First of all: who starts a second one by mistake hears of it before anything else is started.
         await _bind(gateway)
         if await _unless(stop.asked, manager.__aenter__()):
             await gateway.start()
             _spare_the_collector()
-            click.echo(greeting(gateway.url, manager.instances(), keys_needed=bool(options.keys)))
+            if worker is None or worker.number == 1:
+                click.echo(greeting(gateway.url, manager.instances(), keys_needed=bool(options.keys)))
             await _unless(stop.asked, reload_on_signal(manager, stop.reload))
             with contextlib.suppress(OSError):  # The terminal may be gone.
                 grace_s = gateway.options.grace_s
-                click.echo(f"draining: running answers have {grace_s:g} s; once more to stop now", err=True)
+                if worker is None or worker.number == 1:
+                    click.echo(f"draining: running answers have {grace_s:g} s; once more to stop now", err=True)
             await _unless(stop.insisted, gateway.drain())
     finally:
         try:
@@ -230,10 +259,14 @@ async def _bind(gateway: Gateway) -> None:
     try:
         await gateway.bind()
     except OSError as error:
-        # asyncio's own sentence says the address once more; a name that is not known has no number of the system's.
-        why = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
-        hint = "; choose another port with --port" if error.errno == errno.EADDRINUSE else ""
-        raise GatewayError(f"cannot listen on {gateway.url}: {why}{hint}") from error
+        raise _cannot_listen(gateway.url, error) from error
+
+
+def _cannot_listen(where: str, error: OSError) -> GatewayError:
+    # asyncio's own sentence says the address once more; a name that is not known has no number of the system's.
+    why = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+    hint = "; choose another port with --port" if error.errno == errno.EADDRINUSE else ""
+    return GatewayError(f"cannot listen on {where}: {why}{hint}")
 
 
 def _options(manager: ResourceManager) -> GatewayOptions:

@@ -8,7 +8,8 @@ import logging
 import re
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from aiohttp import web
 
@@ -16,16 +17,27 @@ from gleitzeit_core.errors import GleitzeitError, ShuttingDown
 from gleitzeit_core.requests import new_request_id
 from gleitzeit_gateway import access_line
 from gleitzeit_gateway.access import Access, cors, is_this_machine, preflight
-from gleitzeit_gateway.admin import admin_endpoints
+from gleitzeit_gateway.admin import admin_endpoints, own_numbers
 from gleitzeit_gateway.call import Call
+from gleitzeit_gateway.connections import Connections, GuardedServer
 from gleitzeit_gateway.endpoints import Endpoint, Match, Router
 from gleitzeit_gateway.errors import Refused, plain_error
+from gleitzeit_gateway.limits import Limits
 from gleitzeit_gateway.llm_api import anthropic_endpoints, ollama_endpoints, openai_endpoints, unserved_endpoints
+from gleitzeit_gateway.openapi import openapi_endpoint
 from gleitzeit_gateway.options import FIXED
+from gleitzeit_gateway.tls import Certificate
+from gleitzeit_gateway.usage import Usage
+from gleitzeit_gateway.via import Via
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gleitzeit_core.manager import ResourceManager
+    from gleitzeit_core.running import Running
+    from gleitzeit_gateway.connections import GuardedHandler
     from gleitzeit_gateway.options import GatewayOptions
+    from gleitzeit_gateway.workers import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +46,6 @@ MARK: Final = "X-Gleitzeit-Gateway"
 _SERVER: Final = "gleitzeit"
 _CLIENT_ID: Final = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 _UNAUTHORIZED: Final = 401
-_KEEPALIVE_S: Final = 75.0
 _BACKLOG: Final = 1024
 # How long answers that are on their way already may take at the very end.
 _LAST_S: Final = 0.25
@@ -46,18 +57,37 @@ class Gateway:
     Args:
         manager: Started before `start` is called; not stopped by the gateway.
         options: The section ``gateway``.
+        worker: When this is one of several processes at the address.
+        monotonic: What the limits of keys go by.
+
+    Attributes:
+        limits: What keys have used of what they may.
+        usage: What was used.
     """
 
-    def __init__(self, manager: ResourceManager, options: GatewayOptions) -> None:
+    def __init__(
+        self,
+        manager: ResourceManager,
+        options: GatewayOptions,
+        worker: Worker | None = None,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._manager, self._options = manager, options
-        self._access = Access(options)
+        self.limits, self.usage = Limits(monotonic), Usage(monotonic)
+        self._access = Access(options, self.limits)
+        self._via, self._connections = Via(), Connections(options)
         llm = [*ollama_endpoints(), *openai_endpoints(), *anthropic_endpoints()]
-        self._router = Router([*llm, *admin_endpoints()])
+        self._router = Router([*llm, *admin_endpoints(worker, self.usage)])
         self._add_endpoints_of_plugins()
-        self._router.fill(unserved_endpoints())
+        self._router.fill([*unserved_endpoints(), openapi_endpoint(manager, lambda: self._router)])
         manager.on_reload("gateway", self.reconfigure, fixed=FIXED)
         self._server: web.Server | None = None
         self._listener: asyncio.Server | None = None
+        self._worker = worker
+        self._certificate: Certificate | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._running: Running | None = None
         self._ending = asyncio.Event()
         self._open = 0
         self._idle = asyncio.Event()
@@ -85,14 +115,15 @@ class Gateway:
         changed = options.model_copy(update={name: getattr(self._options, name) for name in FIXED})
         if changed.is_open:
             raise GleitzeitError(f"without keys the gateway cannot go on listening on {changed.host}; start it again")
-        self._options, self._access = changed, Access(changed)
+        self._options, self._access = changed, Access(changed, self.limits)
+        self._connections.options = changed
         return ""
 
     @property
     def url(self) -> str:
         """Where it listens."""
-        host = self._options.host.strip("[]")
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        host, scheme = self._options.host.strip("[]"), "http" if self._options.tls is None else "https"
+        return f"{scheme}://[{host}]:{self.port}" if ":" in host else f"{scheme}://{host}:{self.port}"
 
     def _add_endpoints_of_plugins(self) -> None:
         for found in self._manager.host.call("gleitzeit_gateway_endpoints"):
@@ -108,18 +139,17 @@ class Gateway:
         """Take the address, without answering yet.
 
         Raises:
-            OSError: The address is taken, or not ours.
+            OSError: The address is taken, or not ours; or the certificate has become unusable.
         """
+        if self._options.tls is not None and self._certificate is None:
+            self._certificate = await asyncio.to_thread(Certificate, self._options.tls)
         loop = asyncio.get_running_loop()
-        self._server = web.Server(
-            self._handle,
-            request_factory=self._request,
-            handler_cancellation=True,
-            access_log=None,
-            keepalive_timeout=_KEEPALIVE_S,
-        )
+        self._server = GuardedServer(self._handle, self._connections, request_factory=self._request)
         host, port = self._options.host.strip("[]"), self._options.port
-        listener = await loop.create_server(self._server, host, port, backlog=_BACKLOG, start_serving=False)
+        how: dict[str, Any] = {} if self._certificate is None else self._certificate.how
+        if self._worker is not None:
+            how["reuse_port"] = True
+        listener = await loop.create_server(self._server, host, port, backlog=_BACKLOG, start_serving=False, **how)
         self.port = listener.sockets[0].getsockname()[1]
         self._listener = listener
         return listener
@@ -131,7 +161,14 @@ class Gateway:
             OSError: As `bind`.
         """
         listener = self._listener or await self.bind()
+        if self._running is None:
+            self._running = self._manager.dispatcher.running
+            self._running.watchers += (self.limits.finished, self.usage.finished)
         await listener.start_serving()
+        if self._worker is not None:
+            await self._worker.listen(partial(own_numbers, self._manager))
+        if self._certificate is not None and self._watching is None:
+            self._watching = asyncio.create_task(self._certificate.watch())
 
     async def drain(self) -> None:
         """Take nothing new and let running answers finish, for the grace period at most.
@@ -151,11 +188,21 @@ class Gateway:
         self._ending.set()
         listener, self._listener = self._listener, None
         server, self._server = self._server, None
+        watching, self._watching = self._watching, None
+        if watching is not None:
+            watching.cancel()
+        running, self._running = self._running, None
+        if running is not None:
+            ours = (self.limits.finished, self.usage.finished)
+            running.watchers = tuple(watch for watch in running.watchers if watch not in ours)
+        if self._worker is not None:
+            self._worker.close()
         if listener is not None:
             listener.close()
         if server is not None:
             server.pre_shutdown()
             await server.shutdown(_LAST_S)
+        self._connections.close()
         if listener is not None:
             await listener.wait_closed()
 
@@ -175,6 +222,7 @@ class Gateway:
         call.headers = {MARK: "1", "Server": _SERVER, "X-Request-Id": call.id}
         self._open += 1
         self._idle.clear()
+        cast("GuardedHandler", request.protocol).request_began()
         status = access_line.GONE
         try:
             response = await self._answer(call)
@@ -185,6 +233,8 @@ class Gateway:
         except ConnectionError:
             response = web.Response(status=status)  # Nobody is there to get it.
         finally:
+            call.let_go()
+            cast("GuardedHandler", request.protocol).request_ended(kept=request.content.is_eof())
             self._open -= 1
             if not self._open:
                 self._idle.set()
@@ -222,6 +272,7 @@ class Gateway:
 
     async def _carry_out(self, call: Call, endpoint: Endpoint) -> web.StreamResponse:
         try:
+            self._via.enter(call.request.headers)
             self._admit(call, endpoint)
             response = _checked(endpoint, await endpoint.handler(call))
         except Exception as error:
@@ -238,17 +289,20 @@ class Gateway:
         if endpoint.public:
             return
         if self._access.keys_needed:
-            key = self._access.key_of(call.request.headers)
-            if key is None:
+            caller = self._access.caller_of(call.request.headers)
+            if caller is None:
                 text = "a valid API key is needed: send it as 'Authorization: Bearer KEY'"
                 raise Refused(_UNAUTHORIZED, text, "unauthorized")
-            call.tenant, call.priority, call.admin = key.name, key.priority, key.admin
-        elif endpoint.admin:
-            call.admin = is_this_machine(call.request.remote)
+            call.caller, call.tenant, call.priority, call.admin = caller, caller.name, caller.priority, caller.admin
+        else:
+            call.caller = self._access.anybody
+            call.admin = endpoint.admin and is_this_machine(call.request.remote)
         if endpoint.admin:
             _admit_change(call)
         if call.draining:
             raise ShuttingDown("shutting down: nothing new is taken")
+        if endpoint.limited:
+            call.hold()
 
     def _finished(self, call: Call, response: web.StreamResponse) -> web.StreamResponse:
         response.headers.update(call.headers)

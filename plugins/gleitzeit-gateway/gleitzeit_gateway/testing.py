@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -69,17 +70,18 @@ class RunningGateway:
 
     Args:
         manager: Not started; started and stopped with the gateway.
+        monotonic: What the limits of keys go by.
 
     Attributes:
         session: A client without a limit on connections.
     """
 
-    def __init__(self, manager: ResourceManager) -> None:
+    def __init__(self, manager: ResourceManager, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         options = manager.config.sections["gateway"]
         if not isinstance(options, GatewayOptions):
             raise TypeError("the manager's configuration has no section 'gateway'")
         self.manager, self.options = manager, options
-        self.gateway = Gateway(manager, options)
+        self.gateway = Gateway(manager, options, monotonic=monotonic)
         self.session: aiohttp.ClientSession
 
     def __repr__(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +95,8 @@ async def serve(plugins: PluginHost) -> AsyncIterator[Callable[..., Awaitable[Ru
     """Starts gateways over servers that run already, and sees that they leave no task behind.
 
     The function takes the servers, or their URLs; `apis` (only these are used), `hub` (options of the hub), `route`
-    (options of the route), `files` (plugins that are files), `disabled` (plugins); other keywords are the gateway's.
+    (options of the route), `llm` (options of the protocol), `files` (plugins that are files), `disabled` (plugins),
+    `monotonic` (what the limits of keys go by); other keywords are the gateway's.
     """
     before = asyncio.all_tasks()
     async with AsyncExitStack() as stack:
@@ -107,6 +109,8 @@ async def serve(plugins: PluginHost) -> AsyncIterator[Callable[..., Awaitable[Ru
             models: Sequence[str] = ("smollm2",),
             files: Sequence[Path] = (),
             disabled: Sequence[str] = (),
+            llm: dict[str, Any] | None = None,
+            monotonic: Callable[[], float] = time.monotonic,
             **gateway: object,
         ) -> RunningGateway:
             urls = [server if isinstance(server, str) else server.url for server in servers]
@@ -115,11 +119,12 @@ async def serve(plugins: PluginHost) -> AsyncIterator[Callable[..., Awaitable[Ru
             data = {
                 "hubs": {"lan": {"type": "ollama", "instances": instances}} if pooled else {},
                 "routes": [{"methods": ["*"], **(route or {})}],
+                "providers": {"llm": llm} if llm else {},
                 "gateway": {"port": 0, "access_log": False, **gateway},
             }
             # The program reads its configuration before its loop runs.
             manager = await asyncio.to_thread(_manager, data, plugins, files, disabled)
-            running = await stack.enter_async_context(RunningGateway(manager))
+            running = await stack.enter_async_context(RunningGateway(manager, monotonic=monotonic))
             if apis:
                 await running.manager.add_hub(SomeApis(urls, apis, models))
             return running

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     Serve = Callable[..., Awaitable[RunningGateway]]
 
+pytestmark = pytest.mark.fidelity
+
 ALICE, BOB = "alices-key-is-very-secret", "bobs-key-is-secret-as-well"
 KEYS = [{"name": "alice", "key": ALICE}, {"name": "bob", "key": BOB, "priority": -1}]
 WRONG = {
@@ -264,7 +266,8 @@ async def test_preflight(serve: Serve, ollama: OllamaServer) -> None:
     answered = await gateway.ask("/api/chat", verb="OPTIONS", headers=headers)
     assert (answered.status, answered.body) == (204, b"")
     assert "POST" in answered.headers["Access-Control-Allow-Methods"]
-    assert {"Authorization", "Content-Type", "X-Api-Key"} <= set(
+    ours = {"X-Gleitzeit-Affinity", "X-Gleitzeit-Instances"}
+    assert {"Authorization", "Content-Type", "X-Api-Key", *ours} <= set(
         answered.headers["Access-Control-Allow-Headers"].split(",")
     )
     foreign = await gateway.ask("/api/chat", verb="OPTIONS", headers={**headers, "Origin": "https://evil.example"})

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     Serve = Callable[..., Awaitable[RunningGateway]]
 
+pytestmark = pytest.mark.fidelity
+
 SAID: Final = "You said: hi"
 MESSAGES: Final[list[MessageParam]] = [{"role": "user", "content": "hi"}]
 BODY: Final[dict[str, Any]] = {"model": "smollm2", "max_tokens": 64, "messages": MESSAGES}

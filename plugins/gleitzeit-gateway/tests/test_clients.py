@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     Serve = Callable[..., Awaitable[RunningGateway]]
 
+pytestmark = pytest.mark.fidelity
+
 SAID: Final = "You said: hi"
 MESSAGES: Final = [{"role": "user", "content": "hi"}]
 V1_MESSAGES: Final[list[ChatCompletionMessageParam]] = [{"role": "user", "content": "hi"}]

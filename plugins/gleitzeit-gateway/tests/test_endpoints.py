@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     Serve = Callable[..., Awaitable[RunningGateway]]
 
+pytestmark = pytest.mark.fidelity
+
 RESET = struct.pack("ii", 1, 0)
 """With this, closing a socket resets its connection."""
 PLUGIN = '''

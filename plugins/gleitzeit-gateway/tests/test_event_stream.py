@@ -175,3 +175,24 @@ async def test_events_need_a_key(serve: Serve, ollama: OllamaServer) -> None:
     """Where keys are configured it needs one."""
     gateway = await serve(ollama, keys=[{"name": "alice", "key": "alices-key-is-very-secret"}])
     assert (await gateway.ask("/admin/events")).status == 401
+
+
+async def test_a_key_hears_of_its_own_requests(serve: Serve, ollama: OllamaServer) -> None:
+    """What others ask is told to an admin key only; what happens to instances is told to all."""
+    names = ("alice", "bob", "root")
+    keys = [{"name": name, "key": f"the-key-of-{name}-is-secret", "admin": name == "root"} for name in names]
+    gateway = await serve(ollama, keys=keys)
+    using = {name: {"X-Api-Key": f"the-key-of-{name}-is-secret"} for name in names}
+    url = f"{gateway.url}/admin/events?requests=1"
+    async with (
+        asyncio.timeout(LIMIT_S),
+        gateway.session.get(url, headers=using["alice"]) as hers,
+        gateway.session.get(url, headers=using["root"]) as every,
+    ):
+        assert hers.status == every.status == 200
+        for name in ("bob", "alice", "bob"):
+            await gateway.ask("/api/chat", {"model": "smollm2", "stream": False}, headers=using[name])
+        assert [(await event(every, "request"))["data"]["tenant"] for _ in range(3)] == ["bob", "alice", "bob"]
+        drain(gateway)
+        assert (await event(hers, "request"))["data"]["tenant"] == "alice"
+        assert (await event(hers))["kind"] == "instance"

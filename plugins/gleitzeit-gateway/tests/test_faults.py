@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     Serve = Callable[..., Awaitable[RunningGateway]]
     Start = Callable[..., Awaitable[OllamaProcess]]
 
+pytestmark = pytest.mark.faults
 SAID = "You said: hi"
 in_each_api = pytest.mark.parametrize("v1", [False, True], ids=["ollama", "openai"])
 streaming_or_not = pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     Serve = Callable[..., Awaitable[RunningGateway]]
 
+pytestmark = pytest.mark.fidelity
+
 in_each_api = pytest.mark.parametrize("v1", [False, True], ids=["ollama", "openai"])
 QUESTION = {"model": "smollm2", "stream": False, "messages": [{"role": "user", "content": "hi"}]}
 BODY = json.dumps(QUESTION).encode()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     Serve = Callable[..., Awaitable[RunningGateway]]
 
+pytestmark = pytest.mark.faults
 in_each_api = pytest.mark.parametrize("v1", [False, True], ids=["ollama", "openai"])
 
 
@@ -65,6 +66,31 @@ async def test_leaving_before_the_answer_begins(
 
 
 @in_each_api
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+async def test_leaving_a_server_that_cannot_bear_it(
+    serve: Serve, ollama: OllamaServer, *, stream: bool, v1: bool
+) -> None:
+    """With ``cancellable: false`` no connection to it is closed early: the work goes on, and has its slot until then."""
+    ollama.gate = gate = Gate(tokens=1)
+    gateway = await serve(ollama, hub={"max_concurrent": 1, "cancellable": False})
+    begun = asyncio.Event()
+    asked = asyncio.create_task(gateway.chat(stream=stream, v1=v1, begun=begun.set))
+    async with asyncio.timeout(20):
+        # A stream comes in parts here, too.
+        await (begun.wait() if stream else ollama.wait_for(lambda _: gate.waiting == 1))
+        waiting = asyncio.create_task(gateway.chat(stream=stream, v1=v1))
+        await gateway.until(lambda: gateway.waiting == 1)
+        await _cancelled(asked)
+        await gateway.until(lambda: "1 requests" in repr(gateway.gateway))
+        assert (gateway.in_flight, gateway.waiting, ollama.disconnects) == (1, 1, 0)
+        gate.open()
+        assert (await waiting).complete
+        await gateway.until(lambda: gateway.in_flight == 0)
+    done = [record for record in ollama.requests if record.body]
+    assert [(record.finished, record.disconnected) for record in done] == [(True, False)] * 2
+
+
+@in_each_api
 async def test_leaving_the_queue(serve: Serve, ollama: OllamaServer, *, v1: bool) -> None:
     """Who leaves while waiting gives the place up, and no instance ever hears of it."""
     gateway = await serve(ollama, hub={"max_concurrent": 1}, route={"max_queue": 1})
@@ -82,6 +108,22 @@ async def test_leaving_the_queue(serve: Serve, ollama: OllamaServer, *, v1: bool
         assert [(await task).status for task in (running, staying)] == [200, 200]
     asked = [record.json["messages"][0]["content"] for record in ollama.requests if record.body]  # type: ignore[index, call-overload]
     assert asked == ["first", "stays"]
+
+
+@pytest.mark.parametrize("api", ["ollama", "openai"])
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+async def test_leaving_with_anthropics_api(serve: Serve, ollama: OllamaServer, api: str, *, stream: bool) -> None:
+    """It is always translated, and its callers leave like all others: before the answer, and in the middle of it."""
+    ollama.gate = Gate(tokens=1)
+    gateway = await serve(ollama, apis=[api])
+    begun = asyncio.Event()
+    body = {"model": "smollm2", "max_tokens": 9, "stream": stream, "messages": [{"role": "user", "content": "a b"}]}
+    asked = asyncio.create_task(gateway.ask("/v1/messages", body, begun=begun.set))
+    async with asyncio.timeout(20):
+        await (begun.wait() if stream else ollama.wait_for(lambda server: server.in_flight == 1))
+        await _cancelled(asked)
+        await ollama.wait_for(lambda server: server.disconnects == 1)
+        await gateway.until(lambda: gateway.in_flight == 0)
 
 
 async def test_leaving_while_the_body_is_sent(serve: Serve, ollama: OllamaServer) -> None:

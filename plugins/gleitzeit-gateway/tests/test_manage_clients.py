@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     Serve = Callable[..., Awaitable[RunningGateway]]
 
+pytestmark = pytest.mark.fidelity
+
 EVERYWHERE = {"X-Gleitzeit-Instances": "all"}
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     Serve = Callable[..., Awaitable[RunningGateway]]
 
+pytestmark = pytest.mark.fidelity
+
 PATHS = tuple(f"/api/{name}" for name in ("pull", "push", "create", "copy", "delete", "blobs"))
 RECORDED = {name: found for name in recording_names() if (found := recording(name)).path.startswith(PATHS)}
 HOST = "registry.ollama.ai"

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from gleitzeit_core.resources import Requirements
+from gleitzeit_core.testing.workshop import Workshop, WorkshopOptions
 from gleitzeit_ollama.testing import HangBeforeHeaders, OllamaServer, Status
 
 if TYPE_CHECKING:
@@ -97,6 +99,25 @@ async def test_what_is_not_known_is_not_exported(serve: Serve, ollama: OllamaSer
     assert value(samples, "gleitzeit_total_seconds_count") == 1
     names = {sample.name for sample in samples}
     assert not {"gleitzeit_per_token_seconds_count", "gleitzeit_first_output_seconds_count"} & names
+
+
+async def test_a_hub_that_cannot_create_is_degraded(serve: Serve, ollama: OllamaServer) -> None:
+    """Until it can; the others are not."""
+    gateway = await serve(ollama)
+    hub = Workshop(WorkshopOptions(), quick=False)
+    await gateway.manager.add_hub(hub)
+    await hub.scale(Requirements(accepts=()), 1)
+    (await hub.creations.next()).fail(LookupError("no wood"))
+    await gateway.until(lambda: hub.problem)
+    samples = await samples_of(gateway)
+    assert value(samples, "gleitzeit_hub_degraded", hub="workshop", kind="workshop") == 1
+    assert value(samples, "gleitzeit_hub_degraded") == 1
+    assert len([sample for sample in samples if sample.name == "gleitzeit_hub_degraded"]) == 2
+    hub.quick = True
+    hub._may_retry()
+    await hub.scale(Requirements(accepts=()), 1)
+    await gateway.until(lambda: not hub.problem)
+    assert value(await samples_of(gateway), "gleitzeit_hub_degraded") == 0
 
 
 async def test_queues(serve: Serve, ollama: OllamaServer) -> None:

@@ -31,7 +31,7 @@ async def test_paths_in_the_readme(serve: Serve, ollama: OllamaServer) -> None:
     table, missing = re.findall(r"^\| `/.*\|$", README, re.MULTILINE), re.findall(r"`(/api/pull)`", README)
     found = [path for row in table for path in re.findall(r"`(/[^`]*)`", row.split(" | ")[0])]
     paths = [path for path in found if not path.endswith("...")]
-    assert len(paths) == 28
+    assert len(paths) == 30
     for path in paths:
         assert (await gateway.ask(path.replace("NAME", "smollm2"), verb="PUT")).status == 405
     without = await serve(ollama, apis=["openai"])

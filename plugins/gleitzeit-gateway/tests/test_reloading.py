@@ -149,6 +149,33 @@ async def test_keys(start: Start, write: Write, caplog: pytest.LogCaptureFixture
         assert key not in answered.text + caplog.text
 
 
+async def test_limits_of_keys(start: Start, write: Write) -> None:
+    """A key that stays keeps what it has used, under other limits and with another secret as well."""
+    alice = {"name": "alice", "requests_per_minute": 3, "max_concurrent": 5}
+    gateway = await start(keys=[ROOT, {**alice, "key": OLD}])
+
+    async def left(key: str) -> tuple[int, str]:
+        body = {"model": "smollm2", "messages": [], "stream": False}
+        answered = await gateway.ask("/api/chat", body, headers=using(key))
+        return answered.status, answered.headers["X-RateLimit-Remaining-Requests"]
+
+    assert await left(OLD) == (200, "2")
+    write(keys=[ROOT, {**alice, "key": NEW}])
+    await reload(gateway, **AS_ROOT)
+    assert await left(NEW) == (200, "1")
+    write(keys=[ROOT, {**alice, "key": NEW, "requests_per_minute": 2}])
+    changes = await reload(gateway, **AS_ROOT)
+    assert changes["gateway.keys[1].requests_per_minute"]["after"] == 2
+    assert await left(NEW) == (429, "0")
+    write(keys=[ROOT, {**alice, "key": NEW, "requests_per_minute": 20}])
+    await reload(gateway, **AS_ROOT)
+    assert await left(NEW) == (200, "17")
+    write(keys=[ROOT, {"name": "alice", "key": NEW, "models": ["qwen3"]}])
+    await reload(gateway, **AS_ROOT)
+    refused = await gateway.ask("/api/chat", {"model": "smollm2"}, headers=using(NEW))
+    assert refused.status == 403
+
+
 async def test_limits(start: Start, write: Write) -> None:
     """Limits hold for requests that come after the change."""
     gateway = await start()

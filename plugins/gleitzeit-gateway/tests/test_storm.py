@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from gleitzeit_gateway.testing import Answered
     from gleitzeit_ollama.testing import Fault
 
+pytestmark = pytest.mark.faults
 CALLS: Final = 300
 AT_ONCE: Final = 24
 LIMIT_S: Final = 50

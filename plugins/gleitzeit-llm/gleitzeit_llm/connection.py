@@ -5,17 +5,32 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final, cast
 
-from aiohttp import ClientPayloadError, ServerDisconnectedError
+from aiohttp import ClientError, ClientPayloadError, ServerDisconnectedError
 
 from gleitzeit_llm.http1 import AnswerReader, NotHTTP
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gleitzeit_core.errors import FailureKind
+
 _SLICE_BYTES: Final = 256 * 1024
 """Of a body, written at once; the next one waits until the server has read most of it."""
 _UNREAD_BYTES: Final = 512 * 1024
 """Of an answer's body: when more of it waits for its reader, the server has to wait too."""
+
+
+class CutOff(ClientError):
+    """A connection was given up here, whatever its server may still have sent.
+
+    Args:
+        kind: What it counts as.
+        message: Why, as the rest of a sentence about the server.
+    """
+
+    def __init__(self, kind: FailureKind, message: str) -> None:
+        super().__init__(message)
+        self.kind, self.message = kind, message
 
 
 class Connection(asyncio.Protocol):
@@ -31,9 +46,11 @@ class Connection(asyncio.Protocol):
     Attributes:
         answer: To the request that is on its way.
         heard: Whether any byte of that answer has come.
+        gave: Whether any part of its body was given out.
         closed: Whether it can carry nothing more.
         idle_since: When its last answer was complete, on the loop's clock.
         key: Where it leads; for its keeper.
+        quiet: How often its keeper has looked since anything came; for its keeper.
     """
 
     __slots__ = (
@@ -48,9 +65,11 @@ class Connection(asyncio.Protocol):
         "_writable",
         "answer",
         "closed",
+        "gave",
         "heard",
         "idle_since",
         "key",
+        "quiet",
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, lost: Callable[[Connection], None], key: object) -> None:
@@ -61,8 +80,9 @@ class Connection(asyncio.Protocol):
         self._writable = self._reading = self._sent = True
         self._waits_for_all = False
         self.answer: AnswerReader | None = None
-        self.heard = self.closed = False
+        self.heard = self.gave = self.closed = False
         self.idle_since = 0.0
+        self.quiet = 0
 
     # -- one request -------------------------------------------------------------------------------------------
 
@@ -73,7 +93,7 @@ class Connection(asyncio.Protocol):
             Its answer, of which nothing may be there yet.
         """
         self.answer = answer = AnswerReader(method)
-        self.heard, self._error = False, None
+        self.heard, self.gave, self._error = False, False, None
         if self._transport is None or self.closed:
             self._break(ServerDisconnectedError())
         elif body is None or len(body) <= _SLICE_BYTES:
@@ -141,6 +161,7 @@ class Connection(asyncio.Protocol):
             self._raise_if_broken(answer)
             await self._wait()
         data = answer.take()
+        self.gave = True
         self._read_on()
         return data
 
@@ -180,6 +201,22 @@ class Connection(asyncio.Protocol):
         self.idle_since = self._loop.time()
         return True
 
+    @property
+    def has_output(self) -> bool:
+        """Whether any of the body has come. Some servers send the head before they have anything to say."""
+        return self.gave or (self.answer is not None and self.answer.unread_bytes > 0)
+
+    @property
+    def waits_for_rest(self) -> bool:
+        """Whether somebody waits for more of a body that has begun, and nothing but its server holds that back."""
+        waits = self._waiter is not None and self._reading
+        return waits and self.has_output and self.answer is not None and not self.answer.complete
+
+    def cut_off(self, error: CutOff) -> None:
+        """Close it now; `error` is raised where the answer is waited for."""
+        self._break(error)
+        self.abort()
+
     def abort(self) -> None:
         """Close it now, without sending what is not sent yet."""
         self.closed = True
@@ -200,7 +237,7 @@ class Connection(asyncio.Protocol):
             # Nobody has asked anything: this would be taken for the answer to the next request.
             self.abort()
             return
-        self.heard = True
+        self.heard, self.quiet = True, 0
         try:
             answer.feed(data)
         except NotHTTP as error:

@@ -18,11 +18,14 @@ import aiohappyeyeballs
 from aiohttp import ClientError, ConnectionTimeoutError, ServerDisconnectedError
 from yarl import URL
 
-from gleitzeit_llm.connection import Connection
+from gleitzeit_core.errors import FailureKind
+from gleitzeit_llm.connection import Connection, CutOff
 
 _KEEP_S: Final = 30.0
 _HAPPY_EYEBALLS_S: Final = 0.25
 _LAST_S: Final = 1.0
+# So often in the time after which a server that sends nothing more is cut off, it is looked whether it does.
+_LOOKS: Final = 4
 _MAX_ORIGINS: Final = 4096
 _SENDABLE_PATH: Final = re.compile(r"[!-\"$-~]*")
 _HOST: Final = re.compile(r"[!-~]+")
@@ -119,14 +122,16 @@ class Connections:
 
     Args:
         connect_timeout_s: For a look-up, a connection and a handshake together.
+        stall_timeout_s: A server that has begun to answer, and sends nothing for so long, is cut off; None: never.
     """
 
-    def __init__(self, connect_timeout_s: float) -> None:
-        self._connect_timeout_s = connect_timeout_s
+    def __init__(self, connect_timeout_s: float, stall_timeout_s: float | None = None) -> None:
+        self._connect_timeout_s, self._stall_timeout_s = connect_timeout_s, stall_timeout_s
         self._loop = asyncio.get_running_loop()
         self._idle: dict[object, list[Connection]] = {}
         self._all: set[Connection] = set()
         self._sweeper: asyncio.TimerHandle | None = None
+        self._watcher: asyncio.TimerHandle | None = None
         self._emptied: asyncio.Event = asyncio.Event()
         self._closing = False
 
@@ -180,7 +185,31 @@ class Connections:
         _, made = await self._loop.create_connection(lambda: Connection(self._loop, self._lost, key), **how)
         if not made.closed:
             self._all.add(made)
+            if self._watcher is None:
+                self._watch()
         return made
+
+    def give_up(self, origin: Origin, tls: ssl.SSLContext | None, why: str) -> None:
+        """Cut off all that leads to a server and on which nothing has been answered yet."""
+        key = (origin.secure, origin.host, origin.port, tls)
+        for one in tuple(self._all):
+            if one.key == key and one.answer is not None and not one.has_output:
+                one.cut_off(CutOff(FailureKind.LOST, why))
+
+    def _watch(self) -> None:
+        """Look at all of them from time to time, as long as there are any: no part of an answer sets a timer."""
+        if self._stall_timeout_s is not None and not self._closing:
+            self._watcher = self._loop.call_later(self._stall_timeout_s / _LOOKS, self._look)
+
+    def _look(self) -> None:
+        self._watcher = None
+        for one in tuple(self._all):
+            one.quiet = one.quiet + 1 if one.waits_for_rest else 0
+            if one.quiet > _LOOKS:
+                why = f"began to answer and then sent nothing for {self._stall_timeout_s:g} s"
+                one.cut_off(CutOff(FailureKind.TIMEOUT, why))
+        if self._all:
+            self._watch()
 
     def give_back(self, connection: Connection) -> None:
         """Be done with it: it is kept if its answer was read to the end and it can carry another, and closed if not."""
@@ -213,8 +242,9 @@ class Connections:
     async def close(self) -> None:
         """Close all of them, those in use too, and see that they are gone."""
         self._closing = True
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        for timer in (self._sweeper, self._watcher):
+            if timer is not None:
+                timer.cancel()
         self._idle.clear()
         self._emptied.clear()
         for connection in tuple(self._all):

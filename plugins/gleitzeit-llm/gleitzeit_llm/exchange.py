@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Final, Self
 
 from aiohttp import ClientError, ServerDisconnectedError
 
+from gleitzeit_llm.connection import CutOff
 from gleitzeit_llm.connections import target
 from gleitzeit_llm.http1 import NotHTTP
+from gleitzeit_llm.via import CHAIN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from gleitzeit_core.resources import HttpChannel
     from gleitzeit_llm.connection import Connection
     from gleitzeit_llm.connections import Connections, Origin
+    from gleitzeit_llm.loading import Waiting
 
 _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _NO_VALUE: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -146,6 +149,9 @@ def request_head(origin: Origin, channel: HttpChannel, method: str, path: str, b
     if origin.authorization and "authorization" not in given:
         lines.append(f"Authorization: {origin.authorization}\r\n")
     lines += [f"{name}: {value}\r\n" for name, value in _ALWAYS.items() if name.lower() not in given]
+    via = CHAIN.get()
+    if via:
+        lines.append(f"Via: {via}\r\n")
     if body is not None and "content-type" not in given:
         lines.append(f"Content-Type: {_JSON}\r\n")
     if body is not None or method not in ("GET", "HEAD", "DELETE", "OPTIONS"):
@@ -177,6 +183,7 @@ async def exchange(
     body: bytes | None,
     *,
     whole_bytes: int | None,
+    waiting: Waiting | None = None,
 ) -> Response:
     """Send a request and wait for the head of its answer, or for all of it.
 
@@ -191,6 +198,7 @@ async def exchange(
         head: From `request_head`.
         body: Sent after it.
         whole_bytes: Wait for all of an answer that is not larger than that; None: only for its head.
+        waiting: How to wait for its head, where its model may have to be loaded first.
 
     Raises:
         ClientError, OSError: There is no answer.
@@ -198,14 +206,14 @@ async def exchange(
     connection = connections.kept(origin, channel.tls)
     if connection is not None:
         try:
-            return await _on(connection, connections, channel, method, head, body, whole_bytes)
-        except NotHTTP:
+            return await _on(connection, connections, channel, method, head, body, whole_bytes, waiting)
+        except (NotHTTP, CutOff):
             raise
         except (ClientError, OSError):
             if connection.heard:
                 raise
     connection = await connections.fresh(origin, channel.tls)
-    return await _on(connection, connections, channel, method, head, body, whole_bytes)
+    return await _on(connection, connections, channel, method, head, body, whole_bytes, waiting)
 
 
 async def _on(
@@ -216,14 +224,18 @@ async def _on(
     head: bytes,
     body: bytes | None,
     whole_bytes: int | None,
+    waiting: Waiting | None,
 ) -> Response:
     try:
         await connection.send(method, head, body)
-        if whole_bytes is None:
-            await connection.head()
-        else:
+        if waiting is not None:
+            await waiting.head(connection)
+        if whole_bytes is not None:
             await connection.whole(whole_bytes)
+        elif waiting is None:
+            await connection.head()
     except BaseException:
-        connection.abort()
+        if waiting is None or not waiting.kept:
+            connection.abort()
         raise
     return Response(channel.url, connection, connections)

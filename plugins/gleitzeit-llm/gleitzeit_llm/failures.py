@@ -29,6 +29,7 @@ import aiohttp
 import msgspec
 
 from gleitzeit_core.errors import FailureKind, InstanceFailure
+from gleitzeit_llm.connection import CutOff
 from gleitzeit_llm.connections import Unconnected
 from gleitzeit_llm.dialects.errors import error_text
 from gleitzeit_llm.http1 import NotHTTP
@@ -129,8 +130,10 @@ def translated(url: str, error: Exception) -> InstanceFailure:
         return _refused(f"no request can be sent to {url}: {_shown(error)}")
     if isinstance(error, TimeoutError):
         return InstanceFailure(FailureKind.TIMEOUT, f"{url} did not answer in time")
-    if isinstance(error, NotHTTP):
-        return InstanceFailure(FailureKind.SERVER_ERROR, f"{url} does not speak HTTP: {_shown(error.message)}")
+    if isinstance(error, CutOff | NotHTTP):
+        kind = error.kind if isinstance(error, CutOff) else FailureKind.SERVER_ERROR
+        what = "" if isinstance(error, CutOff) else "does not speak HTTP: "
+        return InstanceFailure(kind, f"{url} {what}{_shown(error.message)}")
     # The connection broke before, in or after the headers: the work may have begun.
     return InstanceFailure(FailureKind.LOST, f"{url} {_how_it_broke(error)}")
 

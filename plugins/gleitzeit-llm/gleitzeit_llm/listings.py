@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from gleitzeit_core.errors import FailureKind, InstanceFailure, InvalidRequest
+from gleitzeit_core.pool import State
 from gleitzeit_core.resources import ChannelKind, HttpChannel, Speaks
 from gleitzeit_llm import models
 from gleitzeit_llm.dialects import bodies
@@ -16,7 +18,7 @@ from gleitzeit_llm.dialects.base import Endpoint, Peek
 from gleitzeit_llm.protocol import UNREADABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from gleitzeit_core.resources import ResourceInstance
     from gleitzeit_core.runs import InstanceReport
@@ -26,49 +28,92 @@ if TYPE_CHECKING:
 MODELS: Final = "llm/models"
 SHOW: Final = "llm/show"
 LOADED: Final = "llm/loaded"
-LISTING_LIMIT_S: Final = 2.0
+LISTING_LIMIT_S: Final = 1.0
 """How long an instance may take to say what it has in memory."""
+SILENCE_S: Final = 10.0
+"""For so long an instance that took longer is not asked again."""
+STALE: Final = "stale"
+"""Marks an entry that is known from before only, and in an answer names the instances such entries are of."""
 
 SHOW_POINT: Final = Endpoint("/api/show", SHOW, streams_by_default=False, request_type="api.ShowRequest")
 _OLLAMA: Final = (Speaks("ollama", ChannelKind.HTTP),)
+_DOWN: Final = frozenset((State.DOWN, State.MISCONFIGURED))
 _LOADED_PATH: Final = "/api/ps"
 # When an entry expires is known to its server alone; this is how Go writes a time that is not set.
 _NO_TIME: Final = "0001-01-01T00:00:00Z"
 
 
-def merged(reports: Iterable[InstanceReport]) -> list[Mapping[str, Any]]:
+def merged(reports: Iterable[InstanceReport]) -> Json:
     """The models of all instances, each once, in order of their names.
 
-    Where several have a model, the entry is that of the first that is up.
+    Where several have a model, the entry is that of the first that is up. What only those have that are down is marked
+    as `STALE`: it is what was last seen.
     """
     found: dict[str, Mapping[str, Any]] = {}
+    down: list[str] = []
     for report in sorted(reports, key=lambda report: (not report.serving, report.instance.id)):
         for name, entry in models.entries(report.instance).items():
-            found.setdefault(name, entry)
-    return [found[name] for name in sorted(found)]
+            found.setdefault(name, {**entry, STALE: True} if report.state in _DOWN else entry)
+        if report.state in _DOWN:
+            down.append(report.instance.id)
+    return _listed([found[name] for name in sorted(found)], down)
 
 
-async def loaded(upstream: Upstream, reports: Iterable[InstanceReport]) -> list[Mapping[str, Any]]:
-    """The models in memory, once for each instance that has them there.
+def _listed(entries: list[Mapping[str, Any]], stale: list[str]) -> Json:
+    """`stale` is there only where something is."""
+    return {"models": entries, STALE: stale} if stale else {"models": entries}
 
-    Those instances are asked that are up, can say it and may be probed, all at once and for `LISTING_LIMIT_S` at most.
-    Of the others, and of those that do not answer, it is what was last seen.
+
+class Loaded:
+    """Lists the models in memory. Remembers who does not answer.
+
+    Args:
+        upstream: The client.
+        monotonic: Seconds on a clock that never goes back.
     """
-    found = await asyncio.gather(*(_loaded_on(upstream, report) for report in reports))
-    return [entry for some in found for entry in some]
+
+    def __init__(self, upstream: Upstream, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._upstream, self._monotonic = upstream, monotonic
+        self._silent_until: dict[str, float] = {}
+
+    def __repr__(self) -> str:
+        """How many do not answer."""
+        return f"<Loaded {len(self._silent_until)} silent>"
+
+    async def of(self, reports: Iterable[InstanceReport]) -> Json:
+        """The models in memory, once for each instance that has them there.
+
+        Those instances are asked that are up, can say it and may be probed, all at once and for `LISTING_LIMIT_S` at
+        most; one that takes longer is not asked again for `SILENCE_S`. Of those that are not up or do not answer it
+        is what was last seen, marked as `STALE`.
+        """
+        reports = tuple(reports)
+        known = {report.instance.id for report in reports}
+        self._silent_until = {name: until for name, until in self._silent_until.items() if name in known}
+        found = await asyncio.gather(*(self._on(report) for report in reports))
+        stale = [report.instance.id for report, (_, fresh) in zip(reports, found, strict=True) if not fresh]
+        return _listed([entry for entries, _ in found for entry in entries], stale)
+
+    async def _on(self, report: InstanceReport) -> tuple[list[Mapping[str, Any]], bool]:
+        """What an instance has in memory, and whether it is so now."""
+        instance = report.instance
+        reached = instance.channel_for(_OLLAMA)
+        if reached is None or not isinstance(reached[1], HttpChannel) or not instance.probe:
+            seen = _last_seen(instance)
+            return (seen, True) if report.serving else _stale(seen)
+        if report.serving and self._silent_until.get(instance.id, 0.0) <= self._monotonic():
+            try:
+                async with asyncio.timeout(LISTING_LIMIT_S):
+                    return await _ask(self._upstream, reached[1]), True
+            except TimeoutError:
+                self._silent_until[instance.id] = self._monotonic() + SILENCE_S
+            except InstanceFailure:
+                pass
+        return _stale(_last_seen(instance))
 
 
-async def _loaded_on(upstream: Upstream, report: InstanceReport) -> list[Mapping[str, Any]]:
-    reached = report.instance.channel_for(_OLLAMA)
-    if reached is not None and isinstance(reached[1], HttpChannel) and _may_be_asked(report):
-        with contextlib.suppress(InstanceFailure, TimeoutError):
-            async with asyncio.timeout(LISTING_LIMIT_S):
-                return await _ask(upstream, reached[1])
-    return _last_seen(report.instance)
-
-
-def _may_be_asked(report: InstanceReport) -> bool:
-    return report.instance.probe and report.serving
+def _stale(entries: list[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], bool]:
+    return [{**entry, STALE: True} for entry in entries], False
 
 
 async def _ask(upstream: Upstream, channel: HttpChannel) -> list[Mapping[str, Any]]:

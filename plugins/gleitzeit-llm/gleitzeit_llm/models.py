@@ -57,10 +57,13 @@ def own_params(instance: ResourceInstance, params: Mapping[str, Any]) -> Mapping
 def own_body(instance: ResourceInstance, body: bytes, asked: str) -> bytes:
     """A caller's JSON object with the instance's own name for the model; as it is where that is the caller's too."""
     own = own_name(instance, asked)
-    if own == asked:
-        return body
+    return body if own == asked else renamed(body, own)
+
+
+def renamed(body: bytes, name: str) -> bytes:
+    """A JSON object with `name` for its model; all else in it is as it was."""
     fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    return msgspec.json.encode({**fields, "model": own})
+    return msgspec.json.encode({**fields, "model": name})
 
 
 def entry(name: str, **known: Any) -> dict[str, Any]:  # noqa: ANN401 - fields of an Ollama entry
@@ -83,6 +86,12 @@ def entry(name: str, **known: Any) -> dict[str, Any]:  # noqa: ANN401 - fields o
         "details": details,
         **known,
     }
+
+
+def alias_entry(entry: Mapping[str, Any], alias: str) -> dict[str, Any]:
+    """An entry for another name of the model in `entry`: ``alias_of`` names it, and so does the place for a parent."""
+    details = {**entry.get("details", {}), "parent_model": entry["name"]}
+    return {**entry, "name": alias, "model": alias, "details": details, "alias_of": entry["name"]}
 
 
 def names(instances: tuple[ResourceInstance, ...]) -> tuple[str, ...]:

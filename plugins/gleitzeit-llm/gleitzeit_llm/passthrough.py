@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 
     from gleitzeit_core.requests import Usage
 
+_ANY_JSON: Final = msgspec.json.Decoder(msgspec.Raw)
+# Of client APIs that no instance speaks.
+_LAST_EVENTS: Final = (b"event: message_stop",)
+# A CR at the very end may be half of what comes next.
+_EVENT_ENDS: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?=[^\n]))")
 _ERROR_FIRST: Final = re.compile(rb'\s*\{\s*"error"')
 
 
@@ -197,6 +202,28 @@ def _is_final_event(event: bytes) -> bool:
     return False
 
 
+class _Event(msgspec.Struct):
+    type: str = ""
+    response: Any = None
+    message: Any = None
+    error: Any = None
+
+
+_EVENT: Final = msgspec.json.Decoder(_Event)
+
+
+def _is_last_response_event(event: bytes) -> bool:
+    """Whether it tells the whole response. The arguments of a tool call are a text in which quotes are escaped."""
+    found = _Event()
+    with contextlib.suppress(*UNREADABLE, UpstreamError):
+        for data in _data(event):
+            found = _EVENT.decode(data)
+    if found.error is not None or found.type in ("error", "response.failed"):
+        message = next(filter(None, map(message_of, (found.error, found.message, found.response))), "")
+        raise UpstreamError(message or "the instance reported an error without a text", reported=True)
+    return found.type in ("response.completed", "response.incomplete")
+
+
 # A quote inside a JSON string is escaped, so what looks like a key is one, at whatever depth.
 _FORMATS: Final[Mapping[str, _Format]] = {
     "ollama": _Format(
@@ -209,8 +236,7 @@ _FORMATS: Final[Mapping[str, _Format]] = {
         data=lambda line: (line,),
     ),
     "openai": _Format(
-        # A CR at the very end may be half of what comes next.
-        ends=re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?=[^\n]))"),
+        ends=_EVENT_ENDS,
         usual_end=b"\n\n",
         signs=re.compile(rb'\[DONE\]|"(?:finish_reason"\s*:\s*"|error")|error:'),
         is_final=_is_final_event,
@@ -219,7 +245,31 @@ _FORMATS: Final[Mapping[str, _Format]] = {
         counts=re.compile(rb'"prompt_(?:tokens|n)"\s*:'),
         data=_data,
     ),
+    "openai-responses": _Format(
+        ends=_EVENT_ENDS,
+        usual_end=b"\n\n",
+        signs=re.compile(rb'"type"\s*:\s*"(?:response\.(?:completed|incomplete|failed)|error)"|"error"\s*:\s*[{"]'),
+        is_final=_is_last_response_event,
+        key=b'"input_tokens"',
+        counts=re.compile(rb'"input_tokens"\s*:'),
+        data=_data,
+    ),
 }
+
+
+def is_final(dialect: str, part: object) -> bool:
+    """Whether a part of an answer, in a client API or canonical, is one after which nothing of interest comes."""
+    if isinstance(part, dict):
+        return part.get("done") is True
+    if not isinstance(part, bytes):
+        return part is not None
+    if dialect in _FORMATS:
+        watched = PassThrough(dialect)
+        with contextlib.suppress(InstanceFailure):
+            for _ in watched.feed(part):
+                pass
+        return watched.finished
+    return any(sign in part for sign in _LAST_EVENTS)
 
 
 def check_whole(body: bytes) -> None:
@@ -233,6 +283,20 @@ def check_whole(body: bytes) -> None:
             _is_final_line(body)
         except UpstreamError as error:
             raise _failure(error.message) from None
+
+
+def check_object(body: bytes) -> None:
+    """See that a whole answer is a JSON object with nothing missing: it is looked over, and not taken apart.
+
+    Raises:
+        InstanceFailure: It is cut off, something else, or no JSON at all.
+    """
+    try:
+        if bytes(memoryview(_ANY_JSON.decode(body))[:1]) == b"{":
+            return
+    except UNREADABLE as error:
+        raise _failure(f"the instance sent an answer that is no whole JSON: {error}") from None
+    raise _failure("the instance sent an answer that is no JSON object")
 
 
 def _failure(message: str) -> InstanceFailure:

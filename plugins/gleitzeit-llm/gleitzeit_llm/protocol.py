@@ -23,6 +23,9 @@ CHAT = "llm/chat"
 EMBED = "llm/embed"
 COUNT_TOKENS = "llm/count_tokens"
 
+STOP_SEQUENCE = "stop_sequence"
+"""In an answer or a final part, where it is known: which of ``options.stop`` ended it."""
+
 Json: TypeAlias = dict[str, Any]
 """A JSON object. What is inside is checked where it is read."""
 
@@ -168,6 +171,11 @@ def final(  # noqa: PLR0913 - one argument per field of the shape
         answer["logprobs"] = list(logprobs)
     answer.update(counts or {})
     return answer
+
+
+def stopped_at(answer: Json, sequence: str) -> Json:
+    """`answer` with the stop sequence that ended it, which no server of Ollama's tells; empty for none."""
+    return {**answer, STOP_SEQUENCE: sequence} if sequence else answer
 
 
 def _output(method: str, text: str, thinking: str, tool_calls: Sequence[Json]) -> Json:

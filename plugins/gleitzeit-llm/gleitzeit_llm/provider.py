@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import time
 from contextlib import aclosing
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from gleitzeit_core.errors import FailureKind, InstanceFailure
-from gleitzeit_core.provider import Provider
 from gleitzeit_core.requests import Method
-from gleitzeit_core.resources import ChannelKind, HttpChannel, Requirements, Speaks
+from gleitzeit_core.resources import HttpChannel, Requirements
 from gleitzeit_llm import costs, listings, models, raw, schemas, tokens
+from gleitzeit_llm.apart import apart
 from gleitzeit_llm.dialects import CLIENTS, DIALECTS
 from gleitzeit_llm.failures import explaining
 from gleitzeit_llm.listings import LOADED, MODELS, SHOW, SHOW_POINT
+from gleitzeit_llm.loading import Downs, Loads
+from gleitzeit_llm.names import Renaming
 from gleitzeit_llm.options import LLMOptions
-from gleitzeit_llm.passthrough import PassThrough
+from gleitzeit_llm.passthrough import PassThrough, is_final
 from gleitzeit_llm.protocol import (
     CHAT,
     COUNT_TOKENS,
@@ -38,29 +40,24 @@ from gleitzeit_llm.upstream import Reply, Upstream
 from gleitzeit_llm.usage import counted, of_canonical
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import AsyncGenerator, Iterator, Mapping
     from typing import Unpack
 
+    from gleitzeit_core.dispatch import Dispatcher
     from gleitzeit_core.hub import ResourceHub
     from gleitzeit_core.provider import RequestOptions
     from gleitzeit_core.requests import Request, Usage
     from gleitzeit_core.resources import Channel, ResourceInstance
     from gleitzeit_core.runs import InstanceReport
     from gleitzeit_llm.dialects.base import StreamDecoder
+    from gleitzeit_llm.loading import Waiting
     from gleitzeit_llm.protocol import Json
 
 __all__ = ["LLMProvider", "RawAnswer"]
 
-_OLLAMA, _OPENAI = (Speaks(name, ChannelKind.HTTP) for name in ("ollama", "openai"))
-# Whose API a caller speaks comes first: there its bytes pass.
-_ORDER: Final = {
-    "ollama": (_OLLAMA, _OPENAI),
-    "openai": (_OPENAI, _OLLAMA),
-    "anthropic": (_OLLAMA, _OPENAI),
-}
 
-
-class LLMProvider(Provider[LLMOptions]):
+class LLMProvider(Renaming):
     """See the module's text.
 
     Args:
@@ -70,7 +67,8 @@ class LLMProvider(Provider[LLMOptions]):
 
     protocol = "llm"
     options_type = LLMOptions
-    accepts = (_OLLAMA, _OPENAI)
+    parts_apart = True
+    accepts = (raw.OLLAMA, raw.OPENAI)
     methods = (
         Method(
             name=CHAT,
@@ -101,7 +99,11 @@ class LLMProvider(Provider[LLMOptions]):
 
     def __init__(self, options: LLMOptions | None = None, *, hub: ResourceHub[Any] | None = None) -> None:
         super().__init__(options, hub=hub)
-        self._upstream = Upstream(connect_timeout_s=self.options.connect_timeout_s)
+        self._upstream = Upstream(
+            connect_timeout_s=self.options.connect_timeout_s, stall_timeout_s=self.options.stall_timeout_s
+        )
+        self._loads = Loads()
+        self._loaded = listings.Loaded(self._upstream)
 
     async def open(self) -> None:
         """Open the HTTP client."""
@@ -109,7 +111,13 @@ class LLMProvider(Provider[LLMOptions]):
 
     async def close(self) -> None:
         """Close it."""
+        await self._loads.aclose()
         await self._upstream.close()
+
+    def bind(self, dispatcher: Dispatcher) -> None:
+        """Send requests through `dispatcher`, and hear of it when an instance goes down."""
+        super().bind(dispatcher)
+        dispatcher.shell.listen(Downs(dispatcher.shell, self._upstream).heard)
 
     # -- requests ----------------------------------------------------------------------------------------------
 
@@ -131,14 +139,17 @@ class LLMProvider(Provider[LLMOptions]):
         """
         point, peek = raw.peek(dialect, endpoint, body)
         options.setdefault("cost", costs.of_size(point.method, len(body), peek.max_output))
-        request = self.request(point.method, {"model": peek.model}, **options)
+        model = self.served(point.method, peek.model, options) if self.renames else peek.model
+        if model != peek.model:
+            body = models.renamed(body, model)
+        request = self.request_for(point.method, {"model": model}, **options)
         changes = {
             "id": request_id or request.id,
             "body": body,
             "dialect": dialect,
             "endpoint": endpoint,
             "stream": self.method(point.method).streams and point.streams(peek.stream),
-            "requirements": _in_order(request.requirements, _ORDER[dialect]),
+            "requirements": raw.in_order(request.requirements, dialect),
         }
         # Nobody else has seen it yet; a changed copy would take as long as all the rest.
         for name, value in changes.items():
@@ -176,14 +187,23 @@ class LLMProvider(Provider[LLMOptions]):
         if request.method == COUNT_TOKENS:
             return await self._counted(request, instances)
         if request.method == MODELS:
-            return {"models": listings.merged(instances)}
-        return {"models": await listings.loaded(self._upstream, instances)}
+            found = listings.merged(instances)
+            return {**found, "models": self.listed(found["models"])}
+        return await self._loaded.of(instances)
 
     async def _counted(self, request: Request, instances: tuple[InstanceReport, ...]) -> Json | RawAnswer:
         if request.body is None:
             return await tokens.count(self._upstream, request.params, instances)
         parsed = raw.parsed(request)
         return raw.rendered(request, parsed, await tokens.count(self._upstream, parsed.params, instances))
+
+    def lingering(self, instance: ResourceInstance, request: Request) -> asyncio.Task[None] | None:
+        """What is kept of a request whose caller has left: it cannot be cancelled, or others wait for its load."""
+        return self._loads.kept(instance, request)
+
+    def is_last(self, request: Request, part: Any) -> bool:  # noqa: ANN401 - dicts, bytes or a RawAnswer
+        """Whether it is one with the final marker of its API."""
+        return is_final(request.dialect, part)
 
     # -- whole answers -----------------------------------------------------------------------------------------
 
@@ -194,7 +214,7 @@ class LLMProvider(Provider[LLMOptions]):
             InstanceFailure: The instance failed.
             InvalidRequest: The request cannot be put to this api.
         """
-        at = _At(instance, api, channel)
+        at = _At(instance, api, channel, self._waiting(instance, request))
         with explaining(api, same_api=api == request.dialect):
             if request.body is None:
                 return await self._canonical(at, request.method, request.params)
@@ -206,9 +226,13 @@ class LLMProvider(Provider[LLMOptions]):
             parsed = raw.parsed(request)
             return raw.rendered(request, parsed, await self._canonical(at, parsed.method, parsed.params))
 
+    def _waiting(self, instance: ResourceInstance, request: Request) -> Waiting | None:
+        """With what to wait for an answer for which a model may have to be loaded."""
+        return None if request.method == SHOW else self._loads.waiting(instance, request)
+
     async def _pass(self, at: _At, request: Request) -> RawAnswer:
         body = models.own_body(at.instance, request.body or b"", request.params["model"])
-        reply = await self._upstream.request(at.http, "POST", request.endpoint, body)
+        reply = await self._upstream.request(at.http, "POST", request.endpoint, body, at.waiting)
         return raw.passed(at.api, at.http.url, reply)
 
     async def _canonical(self, at: _At, method: str, params: Mapping[str, Any]) -> Json:
@@ -219,7 +243,7 @@ class LLMProvider(Provider[LLMOptions]):
             return loaded
         dialect, began_s = DIALECTS[at.api].instance, time.monotonic()
         upstream = dialect.encode(method, models.own_params(at.instance, params))
-        reply = await self._upstream.request(at.http, "POST", upstream.path, upstream.body())
+        reply = await self._upstream.request(at.http, "POST", upstream.path, upstream.body(), at.waiting)
         return dialect.decode_answer(method, params, reply.body, elapsed_s=time.monotonic() - began_s)
 
     async def _shown(self, at: _At, params: Mapping[str, Any]) -> Json:
@@ -243,9 +267,12 @@ class LLMProvider(Provider[LLMOptions]):
             InstanceFailure: The instance failed; ``LOST`` also when its answer ends without the final marker.
             InvalidRequest: The request cannot be put to this api.
         """
-        at = _At(instance, api, channel)
+        at = _At(instance, api, channel, self._waiting(instance, request))
         with explaining(api, same_api=api == request.dialect):
-            async with aclosing(self._parts(at, request)) as parts:
+            source = self._parts(at, request)
+            if not instance.cancellable:
+                source = apart(source, partial(self._loads.keep_work, instance, request))
+            async with aclosing(source) as parts:
                 async for part in parts:
                     yield part
 
@@ -258,7 +285,7 @@ class LLMProvider(Provider[LLMOptions]):
 
     async def _passed_parts(self, at: _At, request: Request) -> AsyncGenerator[bytes | RawAnswer, None]:
         body = models.own_body(at.instance, request.body or b"", request.params["model"])
-        async with self._upstream.stream(at.http, "POST", request.endpoint, body) as response:
+        async with self._upstream.stream(at.http, "POST", request.endpoint, body, at.waiting) as response:
             if not raw.streams(at.api, at.http.url, response.content_type):
                 yield raw.passed(at.api, at.http.url, await Reply.of(response))
                 return
@@ -277,7 +304,7 @@ class LLMProvider(Provider[LLMOptions]):
         dialect = DIALECTS[at.api].instance
         upstream = dialect.encode(method, models.own_params(at.instance, params), stream=True)
         decoder = dialect.stream_decoder(method, params)
-        async with self._upstream.stream(at.http, "POST", upstream.path, upstream.body()) as response:
+        async with self._upstream.stream(at.http, "POST", upstream.path, upstream.body(), at.waiting) as response:
             raw.streams(at.api, at.http.url, response.content_type)
             async for data in response.content.iter_any():
                 for part in _fed(decoder, data):
@@ -304,12 +331,6 @@ class LLMProvider(Provider[LLMOptions]):
             yield end
 
 
-@lru_cache(1024)
-def _in_order(needs: Requirements, accepts: tuple[Speaks, ...]) -> Requirements:
-    """`needs` in another order of preference."""
-    return replace(needs, accepts=accepts)
-
-
 @dataclass(frozen=True, slots=True)
 class _At:
     """Where a request is carried out."""
@@ -317,6 +338,7 @@ class _At:
     instance: ResourceInstance
     api: str
     channel: Channel
+    waiting: Waiting | None
 
     @property
     def http(self) -> HttpChannel:

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from gleitzeit_core.errors import FailureKind, InstanceFailure, UnknownName
+from gleitzeit_core.resources import ChannelKind, Speaks
 from gleitzeit_llm import usage
-from gleitzeit_llm.dialects import CLIENTS, DIALECTS
+from gleitzeit_llm.dialects import CLIENTS, RESPONSES
 from gleitzeit_llm.listings import SHOW_POINT, peek_show
-from gleitzeit_llm.passthrough import check_whole
+from gleitzeit_llm.passthrough import check_object, check_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
     from gleitzeit_core.requests import Request, Usage
+    from gleitzeit_core.resources import Requirements
     from gleitzeit_llm.dialects.base import Endpoint, Parsed, Peek
     from gleitzeit_llm.upstream import Reply
 
 JSON_TYPE: Final = "application/json"
+OLLAMA, OPENAI, _RESPONSES = (Speaks(name, ChannelKind.HTTP) for name in ("ollama", "openai", RESPONSES))
+# Whose API a caller speaks comes first: there its bytes pass.
+_ORDER: Final = {
+    "ollama": (OLLAMA, OPENAI),
+    "openai": (OPENAI, OLLAMA),
+    RESPONSES: (_RESPONSES, OLLAMA, OPENAI),
+    "anthropic": (OLLAMA, OPENAI),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +67,12 @@ def peek(dialect: str, path: str, body: bytes) -> tuple[Endpoint, Peek]:
     return client.endpoints[path], client.peek(client.endpoints[path], body)
 
 
+@lru_cache(1024)
+def in_order(needs: Requirements, dialect: str) -> Requirements:
+    """`needs` with the APIs in the order that suits a caller's."""
+    return replace(needs, accepts=_ORDER[dialect])
+
+
 def parsed(request: Request) -> Parsed:
     """The whole request, in canonical form.
 
@@ -86,6 +103,7 @@ def passed(api: str, url: str, reply: Reply) -> RawAnswer:
     if reply.content_type != JSON_TYPE:
         raise InstanceFailure(FailureKind.SERVER_ERROR, f"{url} answered {reply.content_type}, not JSON")
     check_whole(reply.body)
+    check_object(reply.body)
     return answer(api, reply.body, reply.status, usage.of_json(reply.body))
 
 
@@ -95,7 +113,7 @@ def streams(api: str, url: str, content_type: str) -> bool:
     Raises:
         InstanceFailure: It is neither, but a page, say.
     """
-    wanted = DIALECTS[api].client.stream_type
+    wanted = CLIENTS[api].stream_type
     if content_type not in (wanted, JSON_TYPE):
         raise InstanceFailure(FailureKind.SERVER_ERROR, f"{url} answered {content_type}, not {wanted}")
     return content_type == wanted

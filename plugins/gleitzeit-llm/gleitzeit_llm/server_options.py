@@ -38,6 +38,11 @@ class ServerOptions(BaseModel):
     probe: bool = Field(
         default=True, description="False: nothing but users' requests is ever sent to it; `models` says what it has."
     )
+    cancellable: bool = Field(
+        default=True,
+        description="False: it cannot bear connections that are closed early. Work whose caller has left goes on, "
+        "keeps its place until it ends, and is thrown away.",
+    )
     headers: dict[str, SecretStr] = Field(default={}, description="Sent with every request.")
     api_key: SecretStr | None = Field(default=None, description="Sent as `Authorization: Bearer ...`.")
     api_key_env: Text | None = Field(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from gleitzeit_core.resources import HttpChannel
+    from gleitzeit_llm.loading import Waiting
 
 MAX_ANSWER_BYTES: Final = 256 * 1024 * 1024
 """The largest answer that is read as a whole."""
@@ -74,10 +75,12 @@ class Upstream:
     Args:
         connect_timeout_s: A server that has not accepted a connection after this long counts as down; the look-up of
             its name and the TLS handshake are part of it. Above 0.
+        stall_timeout_s: A server that has begun to answer and then sends nothing for this long has failed; above 0, or
+            None for no limit. Until it begins it may take as long as it likes.
     """
 
-    def __init__(self, *, connect_timeout_s: float = 5.0) -> None:
-        self._connect_timeout_s = connect_timeout_s
+    def __init__(self, *, connect_timeout_s: float = 5.0, stall_timeout_s: float | None = None) -> None:
+        self._connect_timeout_s, self._stall_timeout_s = connect_timeout_s, stall_timeout_s
         self._connections: Connections | None = None
 
     def __repr__(self) -> str:
@@ -92,7 +95,7 @@ class Upstream:
         """
         if self._connections is not None:
             raise ClosedError("the HTTP client is open already")
-        self._connections = Connections(self._connect_timeout_s)
+        self._connections = Connections(self._connect_timeout_s, self._stall_timeout_s)
 
     async def close(self) -> None:
         """Close all connections. More than once is fine."""
@@ -100,8 +103,23 @@ class Upstream:
         if connections is not None:
             await connections.close()
 
+    def give_up(self, channel: HttpChannel, why: str) -> None:
+        """Let fail what waits for a server that has not begun to answer.
+
+        Args:
+            channel: The server.
+            why: A sentence about it, for a person.
+        """
+        if self._connections is not None:
+            self._connections.give_up(origin_of(channel.url), channel.tls, why)
+
     async def request(
-        self, channel: HttpChannel, method: str, path: str, payload: bytes | Mapping[str, Any] | None = None
+        self,
+        channel: HttpChannel,
+        method: str,
+        path: str,
+        payload: bytes | Mapping[str, Any] | None = None,
+        waiting: Waiting | None = None,
     ) -> Reply:
         """One request and its whole answer.
 
@@ -110,16 +128,22 @@ class Upstream:
             method: HTTP method.
             path: Below the server's URL, from ``/``.
             payload: The body, or what to encode as JSON; None for none.
+            waiting: How to wait for the answer's head, where a model may have to be loaded first.
 
         Raises:
             InstanceFailure: Anything but a whole answer with a status from 200 to 299.
             ClosedError: This is not open.
         """
-        async with _Exchange(self, channel, method, path, payload, MAX_ANSWER_BYTES) as response:
+        async with _Exchange(self, channel, method, path, payload, MAX_ANSWER_BYTES, waiting) as response:
             return await Reply.of(response)
 
     def stream(
-        self, channel: HttpChannel, method: str, path: str, payload: bytes | Mapping[str, Any] | None = None
+        self,
+        channel: HttpChannel,
+        method: str,
+        path: str,
+        payload: bytes | Mapping[str, Any] | None = None,
+        waiting: Waiting | None = None,
     ) -> AbstractAsyncContextManager[Response]:
         """One request, and its answer once the headers are there. Leaving the block early closes the connection.
 
@@ -127,7 +151,7 @@ class Upstream:
             InstanceFailure: As for `request`; also from within the block, when the connection breaks.
             ClosedError: This is not open.
         """
-        return _Exchange(self, channel, method, path, payload, None)
+        return _Exchange(self, channel, method, path, payload, None, waiting)
 
     @property
     def connections(self) -> Connections:
@@ -144,7 +168,7 @@ class Upstream:
 class _Exchange(AbstractAsyncContextManager[Response]):
     """The block of one request; a class, because a generator costs more than all the rest of it."""
 
-    __slots__ = ("_asked", "_channel", "_response", "_upstream", "_whole_bytes")
+    __slots__ = ("_asked", "_channel", "_response", "_upstream", "_waiting", "_whole_bytes")
 
     def __init__(
         self,
@@ -154,8 +178,10 @@ class _Exchange(AbstractAsyncContextManager[Response]):
         path: str,
         payload: bytes | Mapping[str, Any] | None,
         whole_bytes: int | None,
+        waiting: Waiting | None,
     ) -> None:
         self._upstream, self._channel, self._whole_bytes = upstream, channel, whole_bytes
+        self._waiting = waiting
         self._asked = method, path, payload
         self._response: Response | None = None
 
@@ -183,7 +209,10 @@ class _Exchange(AbstractAsyncContextManager[Response]):
         data = payload if isinstance(payload, bytes) or payload is None else msgspec.json.encode(payload)
         origin = origin_of(channel.url)
         head = request_head(origin, channel, method, path, data)
-        return await exchange(connections, origin, channel, method, head, data, whole_bytes=self._whole_bytes)
+        whole_bytes, waiting = self._whole_bytes, self._waiting
+        return await exchange(
+            connections, origin, channel, method, head, data, whole_bytes=whole_bytes, waiting=waiting
+        )
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -48,14 +48,16 @@ def of_canonical(part: Mapping[str, Any]) -> Usage | None:
 
 
 class _Counts(msgspec.Struct):
-    """Ollama's counts, OpenAI's, and those of llama.cpp, which it gives unasked."""
+    """Ollama's counts, OpenAI's, those in the event that ends a response, and those that llama.cpp gives unasked."""
 
     prompt_eval_count: Any = None
     eval_count: Any = None
     usage: Any = None
     timings: Any = None
+    response: Any = None
 
 
+_OF_CHAT = ("prompt_tokens", "completion_tokens")
 _COUNTS = msgspec.json.Decoder(_Counts)
 
 
@@ -65,8 +67,10 @@ def of_json(data: bytes) -> Usage | None:
         found = _COUNTS.decode(data)
     except UNREADABLE:
         return None
-    if isinstance(found.usage, dict):
-        return _usage(found.usage.get("prompt_tokens"), found.usage.get("completion_tokens"))
+    usage = found.response.get("usage") if isinstance(found.response, dict) else found.usage
+    if isinstance(usage, dict):
+        read, written = ("input_tokens", "output_tokens") if "input_tokens" in usage else _OF_CHAT
+        return _usage(usage.get(read), usage.get(written))
     if isinstance(found.timings, dict):
         timings = found.timings
         return _usage(_count(timings.get("prompt_n")) + _count(timings.get("cache_n")), timings.get("predicted_n"))

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from gleitzeit_llm.protocol import Json
 
+pytestmark = pytest.mark.fidelity
+
 CLIENT = AnthropicClient(new_id=lambda: "7")
 MESSAGES = CLIENT.endpoints["/v1/messages"]
 COUNT = CLIENT.endpoints["/v1/messages/count_tokens"]
@@ -83,7 +85,7 @@ def _whole(answer: Json) -> Any:  # noqa: ANN401 - any JSON
 def test_it_is_a_client_api_only() -> None:
     """Callers may speak it; no instance is spoken to in it."""
     assert CLIENTS["anthropic"].name == "anthropic"
-    assert set(CLIENTS) - set(DIALECTS) == {"anthropic"}
+    assert set(CLIENTS) - set(DIALECTS) == {"anthropic", "openai-responses"}
     assert {name: CLIENTS[name] for name in DIALECTS} == {name: one.client for name, one in DIALECTS.items()}
 
 
@@ -414,6 +416,29 @@ def test_stop_reasons(reason: str, calls: list[Json], expected: str) -> None:
     assert _whole(final(CHAT, "m", NOW, reason=reason, tool_calls=calls))["stop_reason"] == expected
     parts = [part(CHAT, "m", NOW, tool_calls=calls)] if calls else []
     assert _streamed(*parts, final(CHAT, "m", NOW, reason=reason))[-2]["delta"]["stop_reason"] == expected
+
+
+@pytest.mark.parametrize("name", ["stop_reason", "matched_stop"])
+def test_the_stop_sequence_is_told_where_it_is_known(name: str) -> None:
+    """Both vLLM and SGLang tell the text that ended an answer, and a number where it was a token of the model's own."""
+    instance, params = DIALECTS["openai"].instance, {"model": "m", "messages": [], "options": {"stop": ["END"]}}
+    for found, reason, sequence in (("END", "stop_sequence", "END"), (2, "end_turn", None), (None, "end_turn", None)):
+        choice = {"index": 0, "finish_reason": "stop", name: found}
+        body = json.dumps({"choices": [{**choice, "message": {"content": "x"}}]}).encode()
+        answer = instance.decode_answer(CHAT, params, body)
+        whole = _whole(answer)
+        assert (whole["stop_reason"], whole["stop_sequence"]) == (reason, sequence)
+        decoder = instance.stream_decoder(CHAT, params)
+        chunk = json.dumps({"choices": [{**choice, "delta": {"content": "x"}}]})
+        parts = decoder.feed(f"data: {chunk}\n\ndata: [DONE]\n\n".encode())
+        assert _streamed(*parts)[-2]["delta"] == {"stop_reason": reason, "stop_sequence": sequence}
+        # Ollama tells nothing of it.
+        client = DIALECTS["ollama"].client
+        asked = client.parse(client.endpoints["/api/chat"], b'{"model":"m"}')
+        told = [json.loads(client.answer(asked, answer)), json.loads(client.stream_encoder(asked).part(parts[-1]))]
+        assert not any("stop_sequence" in one for one in told)
+    called = {**final(CHAT, "m", NOW, reason="stop", tool_calls=[CALL]), "stop_sequence": "END"}
+    assert (_whole(called)["stop_reason"], _whole(called)["stop_sequence"]) == ("tool_use", None)
 
 
 def test_an_answer_without_words_has_no_block() -> None:

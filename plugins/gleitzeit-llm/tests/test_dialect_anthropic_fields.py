@@ -14,6 +14,8 @@ from gleitzeit_llm.dialects.fields import Fate
 if TYPE_CHECKING:
     from gleitzeit_llm.dialects.fields import Table
 
+pytestmark = pytest.mark.fidelity
+
 CLIENT = CLIENTS["anthropic"]
 HI = [{"role": "user", "content": "hi"}]
 TOOL = {"name": "f", "input_schema": {"type": "object"}}

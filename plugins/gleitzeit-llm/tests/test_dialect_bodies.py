@@ -13,6 +13,8 @@ from gleitzeit_llm.dialects.base import Peek
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.fidelity
+
 OLLAMA = DIALECTS["ollama"].client
 OPENAI = DIALECTS["openai"].client
 CHAT = OLLAMA.endpoints["/api/chat"]

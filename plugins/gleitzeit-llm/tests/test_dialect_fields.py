@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from gleitzeit_llm.dialects.fields import Table
 
+pytestmark = pytest.mark.fidelity
+
 INSTANCE = DIALECTS["openai"].instance
 CLIENT = DIALECTS["openai"].client
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

@@ -16,6 +16,8 @@ from gleitzeit_llm.protocol import UpstreamError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+pytestmark = pytest.mark.fidelity
+
 WORDS = st.lists(st.sampled_from([b"a", b"bc", "é".encode(), b"\r", b"\n", b"\r\n", b" ", b":", b"data"]))
 
 

@@ -20,6 +20,8 @@ from gleitzeit_llm.protocol import UpstreamError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.fidelity
+
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 CALL = {"function": {"name": "weather", "arguments": {"city": "Paris"}}}
 OTHER = {"function": {"name": "time"}}

@@ -17,6 +17,8 @@ from gleitzeit_llm.protocol import EMBED
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+pytestmark = pytest.mark.fidelity
+
 TOOL = {
     "type": "function",
     "function": {

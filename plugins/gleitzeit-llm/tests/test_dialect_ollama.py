@@ -15,6 +15,8 @@ from gleitzeit_llm.protocol import CHAT, EMBED, GENERATE, UpstreamError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.fidelity
+
 CLIENT = DIALECTS["ollama"].client
 INSTANCE = DIALECTS["ollama"].instance
 PARAMS = {"model": "mine"}

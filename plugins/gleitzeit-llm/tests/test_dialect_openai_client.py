@@ -15,6 +15,8 @@ from gleitzeit_llm.protocol import CHAT, EMBED, GENERATE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.fidelity
+
 NOW = datetime(2026, 11, 21, 4, 0, tzinfo=UTC)
 CLIENT = OpenAIClient(wall=lambda: NOW, new_id=lambda: "7")
 CHAT_END = CLIENT.endpoints["/v1/chat/completions"]

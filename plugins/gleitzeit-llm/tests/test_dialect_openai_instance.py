@@ -17,6 +17,8 @@ from gleitzeit_llm.protocol import CHAT, EMBED, GENERATE, UpstreamError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.fidelity
+
 NOW = datetime(2026, 11, 21, 4, 0, tzinfo=UTC)
 STAMP = "2026-11-21T04:00:00.000000Z"
 INSTANCE = OpenAIInstance(wall=lambda: NOW)

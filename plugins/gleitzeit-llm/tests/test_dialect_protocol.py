@@ -25,6 +25,8 @@ from gleitzeit_llm.protocol import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.fidelity
+
 NOW = datetime(2026, 11, 21, 3, 45, 32, 466330, tzinfo=UTC)
 
 

@@ -21,6 +21,8 @@ from gleitzeit_llm.protocol import CHAT, GENERATE, UpstreamError, final, part
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+pytestmark = pytest.mark.fidelity
+
 NOW = datetime(2026, 11, 21, 4, 0, tzinfo=UTC)
 STAMP = "2026-11-21T04:00:00.000000Z"
 PARAMS = {"model": "mine"}

@@ -12,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gleitzeit_core.errors import FailureKind, InstanceFailure
-from gleitzeit_llm.passthrough import PassThrough, check_whole
+from gleitzeit_llm.passthrough import PassThrough, check_object, check_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     Recorded = Callable[[str], Any]
+
+pytestmark = pytest.mark.fidelity
 
 DONE_LINE = b'{"model":"m","message":{"role":"assistant","content":""},"done":true,"done_reason":"stop"}\n'
 PART_LINE = b'{"model":"m","message":{"role":"assistant","content":"hi"},"done":false}\n'
@@ -375,3 +377,20 @@ def test_an_error_with_status_200(body: bytes) -> None:
 def test_whole_answers_that_are_no_errors(body: bytes) -> None:
     """An answer that does not begin with an error passes."""
     check_whole(body)
+
+
+@pytest.mark.parametrize("body", [b"{}", b' \n{"a":[{"b":"}"}]}\r\n', DONE_LINE, b'{"error":"y"}'])
+def test_whole_objects(body: bytes) -> None:
+    """A JSON object is an answer, whatever is in it."""
+    check_object(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b" ", b'{"error"', DONE_LINE[:-2], b"[]", b"3", b"null", b"{}{}", b"<html>", b"\x00\xff", b"[" * 100_000],
+)
+def test_what_is_no_whole_object(body: bytes) -> None:
+    """What is cut off, or is something else, does not pass for an answer."""
+    with pytest.raises(InstanceFailure, match=r"no whole JSON|no JSON object") as caught:
+        check_object(body)
+    assert caught.value.kind is FailureKind.SERVER_ERROR

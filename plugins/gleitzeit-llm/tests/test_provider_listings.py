@@ -11,15 +11,20 @@ import pytest
 from gleitzeit_core.errors import InstanceFailure
 from gleitzeit_core.pool import State
 from gleitzeit_core.resources import CallChannel, ChannelKind
+from gleitzeit_core.runs import InstanceReport
 from gleitzeit_llm import listings, models
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from gleitzeit_llm.upstream import Upstream
+
     Line = Any
     Serve = Callable[..., Awaitable[Any]]
     StartPool = Callable[..., Awaitable[Any]]
     MakeInstance = Callable[..., Any]
+
+pytestmark = pytest.mark.fidelity
 
 NOWHERE = "http://127.0.0.1:1"
 LOADED = {"name": "smollm2:latest", "model": "smollm2:latest", "size_vram": 5, "expires_at": "2030-01-01T00:00:00Z"}
@@ -76,7 +81,10 @@ async def test_what_is_down_is_listed_too(pool: StartPool, instance_at: MakeInst
     gone = next(instance for instance in instances if instance.endpoint == down)
     started.hub.report_down(gone.id, "gone")
     up = "http://b:1" if down == "http://a:1" else "http://a:1"
-    digests = [entry["digest"] for entry in await listed(started, "llm/models")]
+    answer = await started.dispatcher.one(started.provider, started.provider.request("llm/models", {}))
+    assert answer.value["stale"] == [gone.id]
+    assert [entry["name"] for entry in answer.value["models"] if entry.get("stale")] == [down]
+    digests = [entry["digest"] for entry in answer.value["models"]]
     assert digests == [f"both of {up}", "http://a:1 of http://a:1", "http://b:1 of http://b:1"]
 
 
@@ -136,7 +144,7 @@ async def test_a_slow_server_does_not_hold_the_list(
     serve: Serve, pool: StartPool, instance_at: MakeInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a while what was last seen has to do, and the request is ended."""
-    monkeypatch.setattr(listings, "LISTING_LIMIT_S", 0.01)
+    monkeypatch.setattr(listings, "LISTING_LIMIT_S", 0.3)
     gone = asyncio.Event()
 
     async def stalling(line: Line) -> None:
@@ -148,7 +156,36 @@ async def test_a_slow_server_does_not_hold_the_list(
     started = await pool(instance_at(server.url, warm=frozenset({"model:smollm2"})))
     (entry,) = await listed(started, "llm/loaded")
     assert (entry["name"], entry["size_vram"], entry["expires_at"]) == ("smollm2", 0, "0001-01-01T00:00:00Z")
+    assert entry["stale"] is True
     await gone.wait()
+    # And it is not waited for again so soon.
+    assert await listed(started, "llm/loaded") == [entry]
+    assert len(server.heard) == 1
+
+
+async def test_a_silent_server_is_asked_again_later(
+    serve: Serve, upstream: Upstream, instance_at: MakeInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once some time is over it is asked again, and then what it says counts."""
+    monkeypatch.setattr(listings, "LISTING_LIMIT_S", 0.3)
+    now, answers = 0.0, iter([None, {"models": [LOADED]}])
+
+    async def waking(line: Line) -> None:
+        await line.request()
+        answer = next(answers)
+        if answer is None:
+            await line.gone()
+        else:
+            line.answer(json.dumps(answer).encode())
+
+    server = await serve(waking)
+    listing = listings.Loaded(upstream, lambda: now)
+    report = InstanceReport(instance_at(server.url), State.READY, 0, "", limit=1, breaker="closed")
+    assert (await listing.of([report]))["stale"] == [report.instance.id]
+    assert repr(listing) == "<Loaded 1 silent>"
+    now = listings.SILENCE_S
+    monkeypatch.setattr(listings, "LISTING_LIMIT_S", 20)
+    assert await listing.of([report]) == {"models": [LOADED]}
 
 
 async def test_only_what_may_be_asked_is_asked(serve: Serve, pool: StartPool, instance_at: MakeInstance) -> None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 testing = pytest.importorskip("gleitzeit_ollama.testing")
 
+pytestmark = pytest.mark.fidelity
+
 MODELS = ["smollm2", "toolsy", "thinky"]
 SAID = "You said: hi there"
 WEATHER = {

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     MakeInstance = Callable[..., Any]
     Server = Any
 
+pytestmark = pytest.mark.fidelity
+
 USAGE = Usage(input_tokens=11, output_tokens=5)
 OLLAMA_PART = b'{"model":"m","message":{"role":"assistant","content":"\\"eval_count\\":7"},"done":false}\n'
 OLLAMA_END = b'{"model":"m","done":true,"done_reason":"stop","prompt_eval_count":11,"eval_count":5}\n'

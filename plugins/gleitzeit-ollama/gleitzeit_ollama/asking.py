@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from gleitzeit_core.errors import FailureKind, InstanceFailure
+from gleitzeit_llm.dialects import RESPONSES
 from gleitzeit_llm.models import canonical
 from gleitzeit_llm.upstream import read_whole
 from gleitzeit_ollama.addresses import GATEWAY_HEADER
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from gleitzeit_core.resources import HttpChannel
     from gleitzeit_llm.upstream import Upstream
 
+_VERSION: Final = re.compile(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})", re.ASCII)
+_HAS_RESPONSES: Final = (0, 13, 3)
 VERSION_PATH: Final = "/api/version"
 TAGS_PATH: Final = "/api/tags"
 PS_PATH: Final = "/api/ps"
@@ -62,6 +66,14 @@ async def describe(upstream: Upstream, channel: HttpChannel, *, list_models: boo
         if isinstance(answer, BaseException):
             raise answer
     return Description(answers[0], answers[2] if list_models else None, frozenset(answers[1]))
+
+
+def offers(channel: HttpChannel, version: str = "") -> tuple[tuple[str, HttpChannel], ...]:
+    """What a server of this version speaks, over its one channel. Where the version is not known, what all speak."""
+    found = _VERSION.match(version)
+    known = tuple(map(int, found.groups())) if found else (0, 0, 0)
+    responses = (RESPONSES,) if known >= _HAS_RESPONSES else ()
+    return tuple((api, channel) for api in ("ollama", "openai", *responses))
 
 
 async def _version(upstream: Upstream, channel: HttpChannel) -> Any:  # noqa: ANN401 - gathered with others

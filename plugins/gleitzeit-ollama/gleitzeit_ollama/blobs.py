@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import aiohttp
 
 from gleitzeit_core.errors import FailureKind, InstanceFailure, Unavailable
+from gleitzeit_llm import via
 from gleitzeit_llm.failures import explaining, refusal, translated
 from gleitzeit_llm.server_hub import channel_of
 from gleitzeit_ollama.merging import combined
@@ -79,7 +80,7 @@ class _Upload:
 
     async def _send(self, session: aiohttp.ClientSession, path: str, size: int | None) -> None:
         channel = channel_of(self.instance)
-        headers = {**_ALWAYS, **channel.headers}
+        headers = {**_ALWAYS, **via.headers(), **channel.headers}
         if size is not None:
             headers["Content-Length"] = str(size)
         tls = True if channel.tls is None else channel.tls

@@ -116,9 +116,29 @@ async def _asked(call: Call) -> tuple[_Asked | None, bytes]:
         model, stream = read.get("model") or read.get("name"), read.get("stream")
         if isinstance(model, str) and model.strip() and (stream is None or isinstance(stream, bool)):
             rest = {key: value for key, value in read.items() if key not in ("model", "name", "stream")}
-            call.model = model
+            _use(call, body, model, rest.get("from"))
             return _Asked(model, stream is not False, rest), body
     return None, body
+
+
+def _use(call: Call, body: bytes, model: str, other: object = None) -> None:
+    """Note the model that a call is about.
+
+    Args:
+        call: The call.
+        body: Its body.
+        model: The model.
+        other: Another one that it is made of, or made to; anything but a text is none.
+
+    Raises:
+        Refused: Its caller may not use one of them.
+        InvalidRequest: See `Caller.check_body`.
+    """
+    call.model = model
+    call.caller.check_body(body)
+    for name in (model, other):
+        if isinstance(name, str) and name:
+            call.caller.check_model(name)
 
 
 def _where(call: Call) -> Where:
@@ -230,11 +250,11 @@ async def _on_all(key: str, call: Call) -> web.Response:
     """A copy or a deletion, wherever the model is."""
     fleet, where = _fleet(call), _where(call)
     body = await call.body()
-    model = ""
+    model, other = "", None
     with contextlib.suppress(*UNREADABLE):
         read = _OBJECT.decode(body)
-        model = str(read.get(key) or read.get("name") or "")
-    call.model = model
+        model, other = str(read.get(key) or read.get("name") or ""), read.get("destination")
+    _use(call, body, model, other)
     did = await fleet.on_all(fleet.everywhere(where), call.request.method, call.request.path, body, model)
     _note(call, did)
     return web.Response(status=200)
@@ -258,7 +278,7 @@ async def _memory(call: Call) -> tuple[Fleet, str, dict[str, Any]]:
         read = _OBJECT.decode(body)
         model = read.get("model")
         if isinstance(model, str) and model.strip() and read.keys() <= {"model", "keep_alive"}:
-            call.model = model
+            _use(call, body, model)
             return _fleet(call), model, read
     raise InvalidRequest("the body is {\"model\": NAME}, and may have a 'keep_alive'", param="model")
 

@@ -43,7 +43,7 @@ def _borrowing(options: OllamaOptions, hub: str) -> OllamaOptions:
         return options
     ports = Servers(options.managed, hub).in_use()
     if not ports:
-        one = options.managed.model_copy(update={"min_instances": 1, "max_instances": 1})
+        one = options.managed.model_copy(update={"min_total": 1, "max_total": 1})
         return options.model_copy(update={"managed": one})
     running = [InstanceOptions(url=f"http://{LOOPBACK}:{port}") for port in ports]
     return options.model_copy(update={"managed": None, "instances": [*options.instances, *running]})

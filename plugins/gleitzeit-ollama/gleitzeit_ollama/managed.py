@@ -16,7 +16,7 @@ from gleitzeit_llm.models import canonical, capability, entry
 from gleitzeit_llm.server_hub import ServerHub, channel_of
 from gleitzeit_llm.upstream import Upstream
 from gleitzeit_ollama.addresses import host_and_port
-from gleitzeit_ollama.asking import describe
+from gleitzeit_ollama.asking import describe, offers
 from gleitzeit_ollama.options import InstanceOptions, ManagedOptions, OllamaOptions
 from gleitzeit_ollama.processes import LOOPBACK, Server, ServerError, Servers
 
@@ -82,11 +82,12 @@ class KeepingHub(ServerHub[OllamaOptions], SupplyHub[OllamaOptions]):
             hub=self.name,
             kind=self.kind,
             endpoint=server.url,
-            offers=(("ollama", channel), ("openai", channel)),
+            offers=offers(channel),
             capabilities=frozenset(map(capability, models)),
             tags=frozenset(server.tags),
             weight=server.weight,
             max_concurrent=server.max_concurrent,
+            cancellable=server.cancellable,
             probe=server.probe,
             details={"models": models, "name": server.name},
             handle=server,
@@ -111,6 +112,7 @@ class KeepingHub(ServerHub[OllamaOptions], SupplyHub[OllamaOptions]):
             self._found_here = capabilities
         return replace(
             instance,
+            offers=offers(channel_of(instance), found.version),
             capabilities=capabilities,
             warm=capabilities & frozenset(map(capability, found.loaded)),
             details={**instance.details, "models": models, "version": found.version},
@@ -226,7 +228,7 @@ class KeepingHub(ServerHub[OllamaOptions], SupplyHub[OllamaOptions]):
         except BaseException:
             await server.stop(0)
             raise
-        if answering is None or len(self._owned) >= self.supply.max_instances:
+        if answering is None or len(self._owned) >= self.supply.max_total:
             logger.info("hub %s: ending %r, which an earlier process has left behind", self.name, server)
             await server.stop(0 if self.options.managed is None else self.options.managed.stop_timeout_s)
             return

@@ -95,8 +95,8 @@ class ManagedOptions(SupplyOptions):
     command: list[Text] = Field(
         default=["ollama", "serve"], min_length=1, description="What to run; it listens where OLLAMA_HOST says."
     )
-    min_instances: int = Field(default=1, ge=0, description="Started with the hub and kept running.")
-    max_instances: int = Field(default=1, ge=1, description="Never more than this.")
+    min_total: int = Field(default=1, ge=0, description="Started with the hub and kept running.")
+    max_total: int = Field(default=1, ge=1, description="Never more than this.")
     models: list[Text] = Field(
         default=[], description="What they have, as far as it must be known before the first of them has said so."
     )
@@ -135,8 +135,8 @@ class ManagedOptions(SupplyOptions):
 
     @model_validator(mode="after")
     def _enough_ports(self) -> Self:
-        if self.ports is not None and self.ports[1] - self.ports[0] + 1 < self.max_instances:
-            raise ValueError("'ports' must be the first and the last port, with one for each of max_instances")
+        if self.ports is not None and self.ports[1] - self.ports[0] + 1 < self.max_total:
+            raise ValueError("'ports' must be the first and the last port, with one for each of max_total")
         return self
 
 

@@ -93,7 +93,7 @@ class TestManaged(SupplyConformance):
 
     @pytest.fixture(autouse=True)
     def _options(self, managed: Callable[..., dict[str, Any]]) -> None:
-        self.options = managed(max_instances=2, idle_s=0.5)
+        self.options = managed(max_total=2, idle_ttl_s=0.5)
 
     async def make_hub(self) -> OllamaHub:
         """Between one and two, for a short time."""
@@ -236,7 +236,7 @@ async def test_a_server_that_never_answers_is_given_up(managed: Callable[..., di
 
 async def test_servers_come_by_demand_and_go_without_it(managed: Callable[..., dict[str, Any]]) -> None:
     """As many as requests wait for, up to the limit; those that have had no work for a while go, down to the least."""
-    options = managed("--gate", max_instances=2, max_concurrent=1, idle_s=0.5)
+    options = managed("--gate", max_total=2, max_concurrent=1, idle_ttl_s=0.5)
     hub = OllamaHub(checked_options(options))
     async with LLMProvider(hub=hub) as llm:
         asked = [asyncio.create_task(llm.execute("llm/chat", CHAT)) for _ in range(3)]
@@ -251,7 +251,7 @@ async def test_servers_come_by_demand_and_go_without_it(managed: Callable[..., d
 
 async def test_with_models_named_none_need_run(managed: Callable[..., dict[str, Any]]) -> None:
     """With no least number, the first request for such a model starts one; others are told that nobody has theirs."""
-    hub = OllamaHub(checked_options(managed(min_instances=0, models=["tiny"])))
+    hub = OllamaHub(checked_options(managed(min_total=0, models=["tiny"])))
     async with LLMProvider(hub=hub) as llm:
         assert hub.instances == ()
         with pytest.raises(Exception, match="model:huge"):
@@ -400,7 +400,7 @@ async def test_what_would_be_started_differently_now_is_ended(
 
 async def test_more_than_the_limit_are_not_taken_over(pool: StartPool, managed: Callable[..., dict[str, Any]]) -> None:
     """Those above it are ended."""
-    left = await killed_owner(managed(min_instances=2, max_instances=2))
+    left = await killed_owner(managed(min_total=2, max_total=2))
     pooled = await pool(**managed())
     (instance,) = pooled.hub.instances
     (other,) = [one for one in left if one != pid(instance)]
@@ -443,15 +443,15 @@ async def test_a_process_that_has_an_old_id_by_now_is_left_alone(
 
 async def test_other_bounds_need_no_restart(pool: StartPool, managed: Callable[..., dict[str, Any]]) -> None:
     """More are started, fewer are kept, and what counts for each is changed; how they are started is not."""
-    pooled = await pool(**managed(max_instances=2))
+    pooled = await pool(**managed(max_total=2))
     hub = pooled.hub
     (first,) = hub.instances
-    two = checked_options(managed(min_instances=2, max_instances=2, weight=3))
+    two = checked_options(managed(min_total=2, max_total=2, weight=3))
     assert await hub.reconfigure(two)
     await pooled.until(lambda: list(pooled.states().values()) == ["ready", "ready"])
     assert {instance.weight for instance in hub.instances} == {3}
     assert first.id in {instance.id for instance in hub.instances}
-    assert not await hub.reconfigure(checked_options(managed("--num-parallel=2", min_instances=2, max_instances=2)))
+    assert not await hub.reconfigure(checked_options(managed("--num-parallel=2", min_total=2, max_total=2)))
     assert hub.options == two
     assert await hub.reconfigure(checked_options(managed()))
     await pooled.until(lambda: len(hub.instances) == 1)
@@ -479,15 +479,15 @@ async def test_one_that_is_removed_by_hand_is_ended_and_another_comes(
     ("options", "message"),
     [
         ({"command": []}, "command: needs 1 or more entries"),
-        ({"min_instances": 2}, "min_instances must not be above max_instances"),
-        ({"ports": [20000, 20000], "max_instances": 2}, "'ports' must be the first and the last port"),
+        ({"min_total": 2}, "min_total must not be above max_total"),
+        ({"ports": [20000, 20000], "max_total": 2}, "'ports' must be the first and the last port"),
         ({"ports": [20001, 20000]}, "'ports' must be the first and the last port"),
         ({"ports": [0, 5]}, "managed.ports[0]: must be at least 1"),
         ({"environment": {"OLLAMA_HOST": "x"}}, "OLLAMA_HOST cannot be set here: 'ports' says it"),
         ({"environment": {"OLLAMA_MODELS": "x"}}, "OLLAMA_MODELS cannot be set here: 'models_dir' says it"),
         ({"environment": {"A=B": "x"}}, "no environment can have"),
         ({"stop_timeout_s": -1}, "stop_timeout_s: must be at least 0"),
-        ({"idle_s": 0}, "idle_s: must be above 0"),
+        ({"idle_ttl_s": 0}, "idle_ttl_s: must be above 0"),
         ({"comand": ["x"]}, "managed.comand: unknown key (did you mean 'command'"),
     ],
 )
@@ -503,7 +503,7 @@ def test_the_shortest_form_starts_one_and_looks_for_no_others() -> None:
     options = checked_options({"managed": {}})
     assert options.managed is not None
     assert (options.managed.command, options.discover) == (["ollama", "serve"], False)
-    assert (options.managed.min_instances, options.managed.max_instances, options.managed.ports) == (1, 1, None)
+    assert (options.managed.min_total, options.managed.max_total, options.managed.ports) == (1, 1, None)
 
 
 def test_paths_are_relative_to_the_configuration_and_values_are_secret(tmp_path: Path) -> None:

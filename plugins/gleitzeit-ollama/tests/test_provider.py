@@ -95,7 +95,7 @@ def test_wrong_servers_are_told() -> None:
         OllamaProvider("http://gpu1/v1", {"url": "gpu2", "weigth": 2, "api_key": "sk sesame"})
     assert [str(problem) for problem in caught.value.problems] == [
         "instances[0]: must end after host and port: no path, query or fragment",
-        "instances[1].api_key: is not valid",
+        "instances[1].api_key: the key has characters in it that no key has",
         "instances[1].weigth: unknown key (did you mean 'weight'?)",
     ]
 

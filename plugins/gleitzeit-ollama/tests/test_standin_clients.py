@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolUnionParam
 
+pytestmark = pytest.mark.fidelity
+
 QUESTION: list[dict[str, Any]] = [{"role": "user", "content": "hi"}]
 OPENAI_QUESTION: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hi"}]
 SAID = "Good day to you."

@@ -27,8 +27,11 @@ from gleitzeit_ollama.testing import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.fidelity
+
 _VOLATILE = frozenset(
     {
+        "completed_at",
         "completion_tokens",
         "context",
         "created",
@@ -40,9 +43,12 @@ _VOLATILE = frozenset(
         "eval_duration",
         "expires_at",
         "id",
+        "input_tokens",
+        "item_id",
         "load_duration",
         "logprob",
         "modified_at",
+        "output_tokens",
         "prompt_eval_count",
         "prompt_eval_duration",
         "prompt_tokens",
@@ -95,6 +101,11 @@ def _values(recorded: Recording) -> list[dict[str, object]]:
 
 
 def _messages(recorded: Recording) -> Iterator[dict[str, object]]:
+    if recorded.path == "/v1/responses":
+        for value in _values(recorded):
+            output = value.get("output") or [{"content": [{"text": value.get("delta", "")}]}]
+            yield {"content": output[0]["content"][0]["text"]}  # type: ignore[index]
+        return
     for value in _values(recorded):
         for choice in value.get("choices", [value]):  # type: ignore[attr-defined]
             yield choice.get("message") or choice.get("delta") or choice

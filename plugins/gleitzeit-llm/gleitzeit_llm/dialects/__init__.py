@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gleitzeit_llm.dialects.anthropic_client import AnthropicClient
 from gleitzeit_llm.dialects.base import ClientDialect, Dialect
@@ -11,6 +11,7 @@ from gleitzeit_llm.dialects.errors import error_text
 from gleitzeit_llm.dialects.ollama import OllamaClient, OllamaInstance
 from gleitzeit_llm.dialects.openai_client import OpenAIClient
 from gleitzeit_llm.dialects.openai_instance import OpenAIInstance
+from gleitzeit_llm.dialects.responses_client import ResponsesClient
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,9 +24,16 @@ DIALECTS: Mapping[str, Dialect] = MappingProxyType(
 )
 """By name: of a client API, and of an api that instances offer."""
 
+RESPONSES: Final = "openai-responses"
+"""A client API; and what an instance offers that is known to have it, so that its bytes pass."""
+
 CLIENTS: Mapping[str, ClientDialect] = MappingProxyType(
-    {**{name: dialect.client for name, dialect in DIALECTS.items()}, "anthropic": AnthropicClient()}
+    {
+        **{name: dialect.client for name, dialect in DIALECTS.items()},
+        RESPONSES: ResponsesClient(),
+        "anthropic": AnthropicClient(),
+    }
 )
 """By name: all client APIs, those among them that no instance is spoken to in."""
 
-__all__ = ["CLIENTS", "DIALECTS", "Dialect", "error_text"]
+__all__ = ["CLIENTS", "DIALECTS", "RESPONSES", "Dialect", "error_text"]

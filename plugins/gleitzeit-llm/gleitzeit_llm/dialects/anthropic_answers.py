@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from gleitzeit_llm.dialects.sse import event
+from gleitzeit_llm.protocol import STOP_SEQUENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -26,7 +27,6 @@ _TYPES = {
     504: "timeout_error",
     529: "overloaded_error",
 }
-# What ends an answer at a stop sequence is called the same as its natural end everywhere else.
 _STOP_REASONS = {"length": "max_tokens", "content_filter": "refusal"}
 
 
@@ -37,9 +37,21 @@ def error_object(status: int, message: str) -> Json:
 
 
 def stop_reason(answer: Mapping[str, Any], *, called: bool) -> str:
-    """`done_reason` in Anthropic's words: one that stopped to call a tool says so."""
+    """`done_reason` in Anthropic's words: one that stopped to call a tool says so.
+
+    What ends at a stop sequence is told like a natural end by most servers, Ollama's among them, and so it is here.
+    """
     reason = _STOP_REASONS.get(str(answer.get("done_reason")), "end_turn")
-    return "tool_use" if called and reason == "end_turn" else reason
+    if reason != "end_turn":
+        return reason
+    if called:
+        return "tool_use"
+    return "stop_sequence" if answer.get(STOP_SEQUENCE) else reason
+
+
+def stop_sequence(answer: Mapping[str, Any], reason: str | None) -> str | None:
+    """The stop sequence that ended an answer, where that is known."""
+    return str(answer[STOP_SEQUENCE]) if reason == "stop_sequence" else None
 
 
 def usage(answer: Mapping[str, Any]) -> Json:
@@ -99,7 +111,7 @@ class Answers:
             "model": answer.get("model") or "",
             "content": content,
             "stop_reason": reason,
-            "stop_sequence": None,
+            "stop_sequence": stop_sequence(answer, reason),
             "usage": usage(answer),
         }
 
@@ -179,7 +191,8 @@ class EventEncoder:
 
     def _end(self, part: Mapping[str, Any]) -> list[Json]:
         self._complete = True
-        delta = {"stop_reason": stop_reason(part, called=self._called), "stop_sequence": None}
+        reason = stop_reason(part, called=self._called)
+        delta = {"stop_reason": reason, "stop_sequence": stop_sequence(part, reason)}
         return [*self._close(), {"type": "message_delta", "delta": delta, "usage": usage(part)}]
 
 

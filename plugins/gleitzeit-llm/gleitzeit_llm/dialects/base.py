@@ -8,7 +8,7 @@ canonical answer or canonical parts (`decode_answer`, `stream_decoder`), those t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gleitzeit_llm.protocol import write_json
@@ -66,6 +66,7 @@ class Parsed:
         stream: Whether the caller gets a stream.
         include_usage: OpenAI: end the stream with a chunk that has the token counts.
         base64_vectors: OpenAI: embeddings as base64 of little-endian 32-bit floats.
+        echo: OpenAI's responses: what the answer repeats of its request.
     """
 
     endpoint: Endpoint
@@ -74,6 +75,7 @@ class Parsed:
     stream: bool
     include_usage: bool = False
     base64_vectors: bool = False
+    echo: Json = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

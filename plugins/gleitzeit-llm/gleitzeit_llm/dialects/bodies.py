@@ -26,14 +26,20 @@ class _Face(msgspec.Struct):
 
     model: str | None = None
     stream: bool | None = None
-    # OpenAI's two names for the limit, and what Ollama has it in.
+    # OpenAI's three names for the limit, and what Ollama has it in.
     max_completion_tokens: msgspec.Raw = msgspec.Raw()
     max_tokens: msgspec.Raw = msgspec.Raw()
+    max_output_tokens: msgspec.Raw = msgspec.Raw()
     options: msgspec.Raw = msgspec.Raw()
 
     def max_output(self) -> int | None:
         """The limit on the output, in tokens."""
-        for decoder, raw in ((_INT, self.max_completion_tokens), (_INT, self.max_tokens), (_OPTIONS, self.options)):
+        for decoder, raw in (
+            (_INT, self.max_completion_tokens),
+            (_INT, self.max_tokens),
+            (_INT, self.max_output_tokens),
+            (_OPTIONS, self.options),
+        ):
             if raw:
                 with contextlib.suppress(*UNREADABLE):
                     found = decoder.decode(raw)

@@ -12,7 +12,7 @@ from gleitzeit_llm.dialects import bodies
 from gleitzeit_llm.dialects.base import Endpoint, Parsed, Peek, Upstream
 from gleitzeit_llm.dialects.errors import message_of, shown
 from gleitzeit_llm.dialects.lines import LineBuffer
-from gleitzeit_llm.protocol import CHAT, EMBED, GENERATE, UNREADABLE, Json, UpstreamError, model_of
+from gleitzeit_llm.protocol import CHAT, EMBED, GENERATE, STOP_SEQUENCE, UNREADABLE, Json, UpstreamError, model_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,7 +56,7 @@ class OllamaClient:
     def answer(self, parsed: Parsed, answer: Mapping[str, Any]) -> bytes:
         """See `ClientDialect.answer`."""
         if parsed.endpoint.path != OLD_EMBEDDINGS:
-            return msgspec.json.encode(answer)
+            return msgspec.json.encode(_as_ollama(answer))
         # A real Ollama gives vectors of any length here and of length one from /api/embed. An OpenAI server only has
         # the latter, so that is what callers get; the direction, and so every cosine, is the same.
         return msgspec.json.encode({"embedding": next(iter(answer["embeddings"]), [])})
@@ -76,7 +76,7 @@ class _NdjsonEncoder:
     """One canonical part per line."""
 
     def part(self, part: Mapping[str, Any]) -> bytes:
-        return msgspec.json.encode(part) + b"\n"
+        return msgspec.json.encode(_as_ollama(part)) + b"\n"
 
     def finish(self) -> bytes:
         return b""
@@ -84,6 +84,13 @@ class _NdjsonEncoder:
     def error(self, message: str, code: str | None = None) -> bytes:
         del code
         return msgspec.json.encode({"error": message}) + b"\n"
+
+
+def _as_ollama(answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Without what Ollama does not tell."""
+    if STOP_SEQUENCE not in answer:
+        return answer
+    return {name: value for name, value in answer.items() if name != STOP_SEQUENCE}
 
 
 class OllamaInstance:

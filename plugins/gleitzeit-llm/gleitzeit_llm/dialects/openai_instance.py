@@ -24,6 +24,7 @@ from gleitzeit_llm.protocol import (
     final,
     is_absent,
     model_of,
+    stopped_at,
     timestamp,
     utc_now,
 )
@@ -86,7 +87,7 @@ class OpenAIInstance:
         said = choice.said()
         calls = ToolCalls()
         calls.add(said.tool_calls or ())
-        return final(
+        answered = final(
             method,
             model_of(params),
             timestamp(self.wall()),
@@ -97,6 +98,7 @@ class OpenAIInstance:
             logprobs=logprobs.from_openai(choice.logprobs),
             counts=counts(answer.usage, answer.timings, elapsed_s=elapsed_s),
         )
+        return stopped_at(answered, choice.stop_sequence())
 
     def stream_decoder(self, method: str, params: Mapping[str, Any]) -> StreamDecoder:
         """See `InstanceDialect.stream_decoder`."""

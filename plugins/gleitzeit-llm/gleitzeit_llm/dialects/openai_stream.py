@@ -10,7 +10,7 @@ from gleitzeit_llm.dialects.openai_encoder import DONE
 from gleitzeit_llm.dialects.openai_wire import read_answer
 from gleitzeit_llm.dialects.sse import EventBuffer
 from gleitzeit_llm.dialects.tool_calls import ToolCalls
-from gleitzeit_llm.protocol import Json, UpstreamError, final, part, timestamp
+from gleitzeit_llm.protocol import Json, UpstreamError, final, part, stopped_at, timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +47,7 @@ class OpenAIStream:
         self._began_s = monotonic()
         self._first_output_s: float | None = None
         self._reason: str | None = None
+        self._stop_sequence = ""
         self._usage: Usage | None = None
         self._timings: Timings | None = None
         self._ended = False
@@ -103,6 +104,7 @@ class OpenAIStream:
             parts.append(part(*self._head(), text=text, thinking=thinking, logprobs=found))
         if choice.finish_reason:  # some servers write an empty one where there is none
             self._reason = choice.finish_reason
+            self._stop_sequence = choice.stop_sequence()
             self.finished = True
             parts += self._release_calls()
         return parts
@@ -118,4 +120,5 @@ class OpenAIStream:
         self._ended = True
         elapsed_s = self._monotonic() - self._began_s
         found = counts(self._usage, self._timings, elapsed_s=elapsed_s, first_output_s=self._first_output_s)
-        return [final(*self._head(), reason=done_reason(self._reason), counts=found)]
+        last = final(*self._head(), reason=done_reason(self._reason), counts=found)
+        return [stopped_at(last, self._stop_sequence)]

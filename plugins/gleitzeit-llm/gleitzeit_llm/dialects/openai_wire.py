@@ -56,6 +56,13 @@ class Choice(msgspec.Struct):
     text: str | None = None
     finish_reason: str | None = None
     logprobs: Any = None
+    # What ended it, where a server tells: vLLM's name for it, and SGLang's. For a token it is a number.
+    stop_reason: Any = None
+    matched_stop: Any = None
+
+    def stop_sequence(self) -> str:
+        """The text that ended it; empty where that is not known."""
+        return next((found for found in (self.stop_reason, self.matched_stop) if isinstance(found, str)), "")
 
     def said(self) -> Message:
         """What the model said, in a plain answer, a stream or a completion."""

@@ -60,6 +60,7 @@ class Stream:
 
     content_type: str
     parts: Iterator[Part]
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 Answer = Plain | Stream

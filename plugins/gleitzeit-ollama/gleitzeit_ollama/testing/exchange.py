@@ -160,7 +160,7 @@ class Exchange:
         return response
 
     async def _send_stream(self, answer: Stream) -> web.StreamResponse:
-        response = await self._start(web.StreamResponse(), answer.content_type)
+        response = await self._start(web.StreamResponse(headers=answer.headers), answer.content_type)
         for part in answer.parts:
             if end := await self._judge():
                 return await self._end(response, end)

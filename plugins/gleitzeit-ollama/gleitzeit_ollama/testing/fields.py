@@ -9,6 +9,7 @@ from gleitzeit_ollama.testing.golang import BadBody, JsonObject, kind, loads, qu
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_INT64 = 2**63
 _KIND_OF_TYPE = {
     "string": "string",
     "bool": "bool",
@@ -51,6 +52,7 @@ _FIELDS: dict[str, dict[str, str]] = {
     "CreateRequest": {**_COMMON, "from": "string", "system": "string", "template": "string"},
     "ChatCompletionRequest": {**_OPENAI, "messages": "[]openai.Message"},
     "CompletionRequest": {**_OPENAI, "prompt": "string", "suffix": "string", "logprobs": "int"},
+    "ResponsesRequest": {"model": "string", "stream": "bool", "instructions": "string", "max_output_tokens": "int"},
 }
 _OPTIONS = {
     **dict.fromkeys(
@@ -140,9 +142,11 @@ def text(fields: Mapping[str, object], *keys: str) -> str:
 
 
 def whole(fields: Mapping[str, object], key: str) -> int:
-    """Return a field as a whole number; 0 if it is absent or something else."""
+    """Return a field as a whole number; 0 if it is absent, something else or too large for one."""
     value = fields.get(key)
-    return int(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else 0
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return 0
+    return int(value) if abs(value) < _INT64 else 0
 
 
 def table(fields: Mapping[str, object], key: str) -> JsonObject:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 JsonObject = dict[str, object]
 
 FOREVER_S = math.inf
+_LONGEST_S = 2**63 / 1e9
 """A keep-alive that never ends (`-1` in a request)."""
 
 _HTML = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
@@ -108,7 +109,7 @@ def duration_s(value: object) -> float:
         BadBody: it is neither.
     """
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return FOREVER_S if value < 0 else float(value)
+        return FOREVER_S if value < 0 or value > _LONGEST_S else float(value)
     if not isinstance(value, str):
         raise BadBody(f"Unsupported type: '{kind(value)}'")
     return _duration_text_s(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gleitzeit_ollama.testing import manage, native, openai
+from gleitzeit_ollama.testing import manage, native, openai, responses
 from gleitzeit_ollama.testing.answers import BARE_TEXT, Answer, Plain
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ WORK_PATHS = frozenset(
         "/v1/chat/completions",
         "/v1/completions",
         "/v1/embeddings",
+        "/v1/responses",
     }
 )
 """Where models work: these count as in flight, and faults hit these unless told otherwise."""
@@ -49,6 +50,7 @@ _ROUTES: dict[str, dict[str, Endpoint]] = {
     "/v1/chat/completions": {"POST": openai.chat_completions},
     "/v1/completions": {"POST": openai.completions},
     "/v1/embeddings": {"POST": openai.embeddings},
+    "/v1/responses": {"POST": responses.responses},
     "/v1/models": {"GET": openai.models},
     "/v1/models/": {"GET": openai.model},
 }

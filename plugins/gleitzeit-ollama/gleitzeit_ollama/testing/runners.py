@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from gleitzeit_ollama.testing.golang import FOREVER_S, JsonObject, timestamp
+from gleitzeit_ollama.testing.golang import JsonObject, timestamp
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -38,7 +38,7 @@ class Runner:
 
     def row(self, now_s: float) -> JsonObject:
         """Return its row in `/api/ps`."""
-        ends = self.expires_at_s if self.expires_at_s < FOREVER_S else now_s + _FOREVER_AHEAD_S
+        ends = min(self.expires_at_s, now_s + _FOREVER_AHEAD_S)
         return {
             "name": self.model.name,
             "model": self.model.name,

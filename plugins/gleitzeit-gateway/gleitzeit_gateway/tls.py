@@ -1,0 +1,143 @@
+"""TLS for callers: the options, and certificates that are renewed while the gateway runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from pathlib import Path
+from typing import Any, Final, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+logger = logging.getLogger(__name__)
+
+HANDSHAKE_S: Final = 10.0
+"""A caller who has not shaken hands by then is cut off."""
+_LOOK_EVERY_S: Final = 60.0
+
+
+class TlsOptions(BaseModel):
+    """The gateway's certificate. Paths are relative to the configuration."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    certificate: Path = Field(description="A PEM file: the certificate, then those that signed it.")
+    key: Path | None = Field(default=None, description="Its private key, not encrypted; left out: in the same file.")
+    client_ca: Path | None = Field(
+        default=None, description="Only callers whose certificate one of these has signed may connect."
+    )
+
+    @field_validator("certificate", "key", "client_ca")
+    @classmethod
+    def _found(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        if path is None:
+            return None
+        full = Path((info.context or {}).get("base_dir") or "", path.expanduser())
+        if not full.is_file():
+            raise ValueError(f"no such file: {full}")
+        return full
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        try:
+            self.context()
+        except OSError as error:
+            raise ValueError(_why(error, self)) from None
+        return self
+
+    def context(self) -> ssl.SSLContext:
+        """A new context for a server: TLS 1.2 and newer.
+
+        Raises:
+            OSError: A file cannot be read, or is not what it should be.
+        """
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=self.client_ca)
+        if self.client_ca is not None:
+            context.verify_mode = ssl.CERT_REQUIRED
+        self.load_into(context)
+        return context
+
+    def load_into(self, context: ssl.SSLContext) -> None:
+        """Have `context` show the certificate as its files are now.
+
+        Raises:
+            OSError: As for `context`.
+        """
+        # Without a password of ours, OpenSSL would ask for one at the terminal.
+        context.load_cert_chain(self.certificate, self.key, password="")
+
+    def seen(self) -> tuple[tuple[int, int], ...]:
+        """What changes when the files do.
+
+        Raises:
+            OSError: One of them is gone.
+        """
+        files = [path.stat() for path in (self.certificate, self.key) if path is not None]
+        return tuple((stat.st_mtime_ns, stat.st_ino) for stat in files)
+
+
+class Certificate:
+    """The certificate that new connections are shown. Reads files; make it outside the loop, or before it serves.
+
+    Args:
+        options: Where it is.
+
+    Raises:
+        OSError: It cannot be used.
+    """
+
+    def __init__(self, options: TlsOptions) -> None:
+        self._options = options
+        self._seen = options.seen()
+        self.context = options.context()
+
+    def __repr__(self) -> str:
+        """Its file."""
+        return f"<Certificate {self._options.certificate}>"
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """What a server is made with."""
+        return {"ssl": self.context, "ssl_handshake_timeout": HANDSHAKE_S}
+
+    async def watch(self) -> None:
+        """Look for renewed files each minute, until cancelled."""
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            await self.refresh()
+
+    async def refresh(self) -> None:
+        """Take the files as they are now; where they are broken, it stays as it was."""
+        try:
+            seen = await asyncio.to_thread(self._changed)
+            if seen is not None:
+                self._options.load_into(self.context)
+                self._seen = seen
+                logger.warning("the certificate %s was renewed", self._options.certificate)
+        except OSError as error:
+            logger.warning("the certificate stays as it was: %s", _why(error, self._options))
+
+    def _changed(self) -> tuple[tuple[int, int], ...] | None:
+        """What the files look like, where that has changed; in a thread, because it reads them.
+
+        A key that does not fit would leave the context with neither, so they are tried on another one.
+        """
+        seen = self._options.seen()
+        if seen == self._seen:
+            return None
+        self._options.context()
+        return seen
+
+
+def _why(error: OSError, options: TlsOptions) -> str:
+    """What is wrong with the files, for a person."""
+    key = options.key or options.certificate
+    if not isinstance(error, ssl.SSLError):
+        return f"{error.filename or options.certificate}: {error.strerror or error}"
+    if error.reason == "KEY_VALUES_MISMATCH":
+        return f"the key in {key} is not that of the certificate in {options.certificate}"
+    if error.reason in ("BAD_DECRYPT", "BAD_PASSWORD_READ", "PROBLEMS_GETTING_PASSWORD"):
+        return f"the key in {key} is encrypted: give one that is not"
+    what = "no usable certificates" if options.client_ca is not None else "no certificate with its key"
+    return f"{options.certificate} has {what} in it ({error.reason or error})"

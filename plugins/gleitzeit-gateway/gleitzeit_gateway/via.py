@@ -1,0 +1,48 @@
+"""Requests that come back to a gateway they have been through are refused, or they would go in a circle for ever."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from gleitzeit_core.requests import new_request_id
+from gleitzeit_gateway.errors import Refused
+from gleitzeit_llm.via import CHAIN, NAME
+
+if TYPE_CHECKING:
+    from multidict import CIMultiDictProxy
+
+MAX_GATEWAYS: Final = 8
+"""So many gateways may stand one behind the other; nobody means more."""
+_KIND: Final = "1.1 gleitzeit-"
+_LOOP_DETECTED: Final = 508
+
+
+class Via:
+    """The mark of one gateway: ``1.1 gleitzeit-`` and a random id, made anew at every start.
+
+    Only the marks of gateways are sent on: those of other proxies on the way say how the callers' network is built.
+    """
+
+    def __init__(self) -> None:
+        self.mark = _KIND + new_request_id()
+
+    def __repr__(self) -> str:
+        """The mark."""
+        return f"<Via {self.mark}>"
+
+    def enter(self, headers: CIMultiDictProxy[str]) -> None:
+        """See where a request comes from, and mark all that is sent on in this context.
+
+        Raises:
+            Refused: It has been here before, or has come through too many gateways: 508.
+        """
+        if NAME not in headers:
+            CHAIN.set(self.mark)
+            return
+        hops = [hop.strip() for hop in ",".join(headers.getall(NAME)).split(",")]
+        gateways = [hop for hop in hops if hop.startswith(_KIND)]
+        if self.mark in gateways:
+            raise Refused(_LOOP_DETECTED, "the request has come back to the gateway that sent it on", "loop")
+        if len(gateways) >= MAX_GATEWAYS:
+            raise Refused(_LOOP_DETECTED, f"the request has come through {len(gateways)} gateways", "loop")
+        CHAIN.set(", ".join((*gateways, self.mark)))
