@@ -6,18 +6,26 @@ machine does hits all of them. Ratios hold within one run only.
 
     python benchmarks/race.py                          # all, 3 rounds of 4 s
     python benchmarks/race.py --only bare,gateway --rounds 5 --seconds 3
+    python benchmarks/race.py --profile                # only where the gateway's time goes, by cProfile
 
-Needs `wrk`; `nginx` takes part where it is installed.
+Besides speed it prints what each adds to one request at a time, what 1,000 open slow streams take, how evenly parts
+come, and how soon a server hears that a caller has left.
+
+Needs `wrk`. `nginx`, `vllm-router` and `sglang-router` take part where they are installed; it says so where not.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import json
 import os
+import pstats
 import re
+import resource
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -29,6 +37,8 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+import slow_streams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -119,7 +129,7 @@ def nginx(port: int, servers: Sequence[str], folder: Path) -> list[str]:
     hosts = "".join(f"server {url.removeprefix('http://')};" for url in servers)
     (folder / "nginx.conf").write_text(f"""
 daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log stderr;
-events {{ worker_connections 1024; }}
+events {{ worker_connections 8192; }}
 http {{
   access_log {folder}/nginx-access.log; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
   fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s; keepalive_requests 10000000;
@@ -138,7 +148,7 @@ def bare(port: int, servers: Sequence[str], folder: Path) -> list[str]:
 
 def gateway(port: int, servers: Sequence[str], folder: Path) -> list[str]:
     """This project, with everything on."""
-    instances = [{"url": url, "max_concurrent": 64} for url in servers]
+    instances = [{"url": url, "max_concurrent": slow_streams.OPEN} for url in servers]
     config = {
         "gateway": {"port": port, "keys": [{"name": "race", "key": KEY}], "access_log": True},
         "hubs": {"fast": {"type": "openai", "instances": instances}},
@@ -149,11 +159,41 @@ def gateway(port: int, servers: Sequence[str], folder: Path) -> list[str]:
     return [sys.executable, "-m", "gleitzeit_core.cli", "serve", "--config", str(path)]
 
 
+def vllm_router(port: int, servers: Sequence[str], folder: Path) -> list[str]:
+    """The router of vLLM, in Rust."""
+    del folder
+    command = ["vllm-router", "--host", "127.0.0.1", "--port", str(port), "--policy", "round_robin"]
+    return [*command, "--prometheus-port", str(free_port()), "--worker-urls", *servers]
+
+
+def sglang_router(port: int, servers: Sequence[str], folder: Path) -> list[str]:
+    """The router of SGLang, in Rust."""
+    del folder
+    command = ["sglang-router", "launch", "--host", "127.0.0.1", "--port", str(port)]
+    metrics = ["--prometheus-port", str(free_port())]
+    return [*command, "--policy", "round_robin", *metrics, "--worker-urls", *servers]
+
+
 CONTENDERS: Final[dict[str, Callable[[int, Sequence[str], Path], list[str]]]] = {
     "nginx": nginx,
     "bare": bare,
+    "vllm": vllm_router,
+    "sglang": sglang_router,
     "gateway": gateway,
 }
+_MISSING: Final[dict[str, Callable[[], bool]]] = {
+    "nginx": lambda: shutil.which("nginx") is None,
+    "vllm": lambda: shutil.which("vllm-router") is None,
+    "sglang": lambda: shutil.which("sglang-router") is None,
+}
+
+
+def taking_part(names: Sequence[str]) -> list[str]:
+    """Those of `names` that are installed; what is not is said."""
+    missing = [name for name in names if name in _MISSING and _MISSING[name]()]
+    for name in missing:
+        print(f"{name} is not installed, and does not take part")
+    return [name for name in names if name not in missing]
 
 
 # -- measuring -----------------------------------------------------------------------------------------------------
@@ -184,8 +224,11 @@ def measure(contender: Contender, lua: Path, seconds: int, connections: int = CO
     return Figures(float(per_s[1]), float(median[1]) * _UNITS[median[2]], cpu_s, wrong)
 
 
-def check(url: str) -> None:
-    """See that an answer and a stream come through whole, before anything is measured."""
+def check(url: str, *, slow: bool = False) -> None:
+    """See that an answer and a stream come through whole, before anything is measured; or that a stream begins."""
+    if slow:
+        _until_it_streams(url)
+        return
     for stream, wanted in ((False, b'"finish_reason":"stop"'), (True, b"data: [DONE]")):
         body = json.dumps({"model": MODEL, "stream": stream, "messages": [{"role": "user", "content": "hi"}]})
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
@@ -202,6 +245,22 @@ def check(url: str) -> None:
                 time.sleep(0.1)
         if wanted not in found or (stream and found.count(b"data: ") != CHUNKS):
             raise SystemExit(f"{url} answered {found!r}")
+
+
+def _until_it_streams(url: str) -> None:
+    body = json.dumps({"model": slow_streams.MODEL, "stream": True, "messages": [{"role": "user", "content": "hi"}]})
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
+    request = urllib.request.Request(url + _PATH, body.encode(), headers)  # noqa: S310 - ours
+    limit = time.monotonic() + _START_S
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=_START_S) as answer:  # noqa: S310 - ours
+                answer.read(10)
+                return
+        except urllib.error.URLError as error:
+            if time.monotonic() > limit:
+                raise SystemExit(f"{url}: {error}") from error
+            time.sleep(0.1)
 
 
 def race(contenders: dict[str, Contender], lua: Path, rounds: int, seconds: int) -> dict[str, list[Figures]]:
@@ -237,22 +296,76 @@ def show_added(contenders: dict[str, Contender], lua: Path, seconds: int) -> Non
     print(*(f" {name} {found[name] - found['direct']:.0f} us" for name in found if name != "direct"), sep=",")
 
 
+async def show_slowness(names: Sequence[str], folder: Path) -> None:
+    """Each contender once more, before slow servers."""
+    print(
+        f"\nslow streams{'':6}{'KB each of ' + str(slow_streams.OPEN):>18}{'gap ms':>9}{'p99 gap':>9}{'leaving ms':>12}"
+    )
+    for name in names:
+        slow = slow_streams.Slow()
+        async with slow.listening() as url:
+            port = free_port()
+            starting = running(CONTENDERS[name](port, [url], folder), port, folder / f"{name}-slow.log")
+            with contextlib.ExitStack() as stack:
+                # Some listen only when their server has answered, which is in this loop.
+                contender = await asyncio.to_thread(_streaming, stack, starting)
+                headers = f"Content-Type: application/json\r\nAuthorization: Bearer {KEY}\r\n"
+                found = contender and await slow_streams.measure(contender, slow, _PATH, headers)
+        if not found:
+            print(f"  {name:16} does not pass a stream on")
+            continue
+        few = f" (only {found.opened} could be opened)" if found.opened < slow_streams.OPEN else ""
+        print(
+            f"  {name:16}{found.stream_bytes / 1024:18.1f}{found.gap_s * 1000:9.2f}{found.gap_p99_s * 1000:9.2f}"
+            f"{found.leaving_s * 1000:12.2f}{few}",
+            flush=True,
+        )
+
+
+def _streaming(stack: contextlib.ExitStack, starting: contextlib.AbstractContextManager[Contender]) -> Contender | None:
+    """The contender, once it passes a stream on; None when it does not come to that."""
+    try:
+        contender = stack.enter_context(starting)
+        check(contender.url, slow=True)
+    except SystemExit:
+        return None
+    return contender
+
+
+def show_profile(urls: Sequence[str], folder: Path, seconds: int) -> None:
+    """Where the gateway's time goes, function by function; measuring makes all of it slower, small functions most."""
+    for stream in (False, True):
+        port, written = free_port(), folder / f"profile-{stream}"
+        interpreter, *rest = gateway(port, urls, folder)
+        command = [interpreter, "-m", "cProfile", "-o", str(written), *rest]
+        with running(command, port, folder / "profile.log") as contender:
+            check(contender.url)
+            found = measure(contender, script(folder, stream=stream), seconds)
+            os.kill(contender.pid, signal.SIGTERM)
+            limit = time.monotonic() + _START_S
+            while not written.exists() and time.monotonic() < limit:
+                time.sleep(0.1)
+            time.sleep(0.5)
+        print(f"\n{'streams' if stream else 'plain'}: {found.per_s * seconds:.0f} answers under the profiler")
+        pstats.Stats(str(written)).sort_stats("tottime").print_stats("gleitzeit|built-in|method", 40)
+
+
 def main() -> int:
     """Run the race. The exit status is 1 when it cannot be run."""
     parser = argparse.ArgumentParser(description="The race: see the text of this file.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=4, help="of each run")
-    parser.add_argument("--only", default="nginx,bare,gateway", help="contenders, besides the servers themselves")
+    parser.add_argument("--only", default=",".join(CONTENDERS), help="contenders, besides the servers themselves")
+    parser.add_argument("--profile", action="store_true", help="only say where the gateway's time goes")
     options = parser.parse_args()
     if shutil.which("wrk") is None:
         print(
             "wrk is not installed, and nothing else drives this race; on Debian: apt-get install wrk", file=sys.stderr
         )
         return 1
-    names = [name for name in options.only.split(",") if name]
-    if "nginx" in names and shutil.which("nginx") is None:
-        print("nginx is not installed, and does not take part")
-        names.remove("nginx")
+    names = taking_part([name for name in options.only.split(",") if name])
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
         folder = Path(temporary)
         servers = []
@@ -262,6 +375,9 @@ def main() -> int:
             servers.append(stack.enter_context(running(command, port, folder / "servers.log")))
         contenders = {"direct": servers[0]}
         urls = [server.url for server in servers]
+        if options.profile:
+            show_profile(urls, folder, options.seconds)
+            return 0
         for name in names:
             port = free_port()
             command = CONTENDERS[name](port, urls, folder)
@@ -272,6 +388,7 @@ def main() -> int:
         show("small plain answers", race(contenders, plain, options.rounds, options.seconds))
         show(f"streams of {CHUNKS} chunks", race(contenders, streams, options.rounds, options.seconds))
         show_added(contenders, plain, max(1, options.seconds // 2))
+        asyncio.run(show_slowness(names, folder))
     return 0
 
 

@@ -177,21 +177,31 @@ class Provider(ABC, Generic[OptionsT]):
         tags, instances, cost = (), (), None
         if fields:
             tags, instances, cost = fields.pop("tags", ()), fields.pop("instances", ()), fields.pop("cost", None)
-            timeout_s = fields.pop("timeout_s", None)
-            if timeout_s is not None:
-                fields["deadline"] = self._wall() + _positive("timeout_s", timeout_s)
+            fields = self.timed(options)
         request = new_request(method=method, params=self._checked(self.method(method), params or {}), **fields)
         # Nobody else has seen it yet; a changed copy would take as long as all the rest.
         object.__setattr__(request, "requirements", self._needs(request, tags, instances))
         cost = self.cost(request) if cost is None else cost
         if cost != 1.0:
-            object.__setattr__(request, "cost", _finite("cost", cost))
+            object.__setattr__(request, "cost", checked_cost(cost))
         return request
+
+    def timed(self, options: RequestOptions) -> dict[str, Any]:
+        """`options` with a deadline in place of their ``timeout_s``; they are changed.
+
+        Raises:
+            InvalidRequest: ``timeout_s`` is not above 0.
+        """
+        fields = cast("dict[str, Any]", options)
+        timeout_s = fields.pop("timeout_s", None)
+        if timeout_s is not None:
+            fields["deadline"] = self._wall() + _positive("timeout_s", timeout_s)
+        return fields
 
     def complete(self, request: Request, *, tags: Iterable[str] = (), instances: Iterable[str] = ()) -> Request:
         """`request` with its requirements filled in, and its cost where it says nothing else than the default."""
         needs, cost = self._needs(request, tags, instances), request.cost
-        return request.changed(requirements=needs, cost=_finite("cost", self.cost(request) if cost == 1.0 else cost))
+        return request.changed(requirements=needs, cost=checked_cost(self.cost(request) if cost == 1.0 else cost))
 
     def _needs(self, request: Request, tags: Iterable[str], instances: Iterable[str]) -> Requirements:
         needs = self.requirements(request)
@@ -318,7 +328,12 @@ def _positive(name: str, value: float) -> float:
     return value
 
 
-def _finite(name: str, value: float) -> float:
-    if value == math.inf:
-        raise InvalidRequest(f"{name} must be a finite number, not {value!r}", param=name)
-    return _positive(name, value)
+def checked_cost(cost: float) -> float:
+    """`cost`.
+
+    Raises:
+        InvalidRequest: It is not a finite number above 0.
+    """
+    if cost == math.inf:
+        raise InvalidRequest(f"cost must be a finite number, not {cost!r}", param="cost")
+    return _positive("cost", cost)

@@ -48,6 +48,9 @@ class ChannelKind(StrEnum):
     STREAM = "stream"
     CALL = "call"
 
+    # An enumeration's own goes by its name, and is no function in C; requirements are looked up for every request.
+    __hash__ = str.__hash__
+
 
 @dataclass(frozen=True, slots=True)
 class HttpChannel:
@@ -179,9 +182,9 @@ class ResourceInstance:
     def channel_for(self, accepted: tuple[Speaks, ...]) -> tuple[str, Channel] | None:
         """The first of the `accepted` pairs this instance offers, as (api, channel); None when it offers none."""
         for pair in accepted:
-            for api, channel in self.offers:
-                if api == pair.api and channel.kind == pair.channel:
-                    return api, channel
+            for offer in self.offers:
+                if offer[0] == pair.api and offer[1].kind is pair.channel:
+                    return offer
         return None
 
     def changed(self, **changes: Any) -> ResourceInstance:  # noqa: ANN401 - the fields' own types, checked by replace

@@ -137,15 +137,18 @@ class Route:
             check_shares(self.name, self.shares)
 
 
-@dataclass(slots=True, eq=False)
 class Ticket:
     """A request on its way to a slot.
+
+    Made for every request: what is not given begins with the values of the class, and costs nothing until it changes.
 
     Args:
         request: What is asked for.
         route: How it is served.
         arrived_at: On the monotonic clock.
         deadline: On the monotonic clock; None for no limit. Whoever waits for the slot keeps it.
+
+    Attributes:
         waiter: Whatever the shell needs to wake who waits; never looked at here.
         excluded: Instances it was tried on, as (id, generation).
         last_failure: What the last of them said.
@@ -154,10 +157,6 @@ class Ticket:
         expected_wait_s: How long that was expected to take.
     """
 
-    request: Request
-    route: Route
-    arrived_at: float = 0.0
-    deadline: float | None = None
     waiter: Any = None
     excluded: frozenset[tuple[str, int]] = frozenset()
     last_failure: RequestError | None = None
@@ -170,6 +169,13 @@ class Ticket:
     waits: bool = False
     charge: Charge | None = None
     strategy: Strategy[Any] | None = None
+
+    def __init__(self, request: Request, route: Route, arrived_at: float = 0.0, deadline: float | None = None) -> None:
+        self.request, self.route, self.arrived_at, self.deadline = request, route, arrived_at, deadline
+
+    def __repr__(self) -> str:
+        """What for, and whether it waits."""
+        return f"<{type(self).__name__} {self.request.id} {self.request.method}{', waits' if self.waits else ''}>"
 
     def may_use(self, candidate: Candidate) -> bool:
         """Whether it was not tried there before."""

@@ -33,6 +33,7 @@ class Running:
     def __init__(self, clock: Clock, observers: Observers | None) -> None:
         self._clock, self._observers = clock, observers
         self._runs: set[Run] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
         # How many of them are tried again, on a budget that all share.
         self.retrying = 0
         self.watchers: tuple[Callable[[Run, BaseException | None], None], ...] = ()
@@ -51,6 +52,9 @@ class Running:
 
     def begin(self, run: Run) -> None:
         """A request is on its way."""
+        if not self._runs:
+            self._loop = asyncio.get_running_loop()
+        run.loop = self._loop
         self._runs.add(run)
         if run.deadline is not None and run.deadline < self._next_late:
             self._arm(run.deadline)

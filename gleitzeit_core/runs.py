@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 from weakref import ref
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from gleitzeit_core.hookspecs import InstanceChange
     from gleitzeit_core.requests import FinishedRequest, Method, Outcome, Request, Usage
     from gleitzeit_core.resources import Channel, ResourceInstance, Speaks
+    from gleitzeit_core.routing import Route
+    from gleitzeit_core.tries import Try
 
 
 class Executor(Protocol):
@@ -105,16 +107,21 @@ class OnInstance:
     error: RequestError | None = None
 
 
-@dataclass(slots=True, eq=False)
 class Run(Ticket):
     """One request on its way, over all its tries.
 
     In a ``with run:`` block its task can be ended from outside: `end` cancels it, and the block turns the cancellation
     into the run's error. That is what `asyncio.timeout` does, without a timer for each request. Outside the block, as
     while nobody reads the next part of a stream, `end` calls `on_end` instead.
+
+    Args:
+        request: What is asked for.
+        route: How it is served.
+        arrived_at: On the monotonic clock.
+        deadline: On the monotonic clock; None for no limit.
+        method: What is asked for.
     """
 
-    method: Method = field(kw_only=True)
     instance_id: str = ""
     queued_s: float = 0.0
     wait_s: float = 0.0
@@ -128,6 +135,18 @@ class Run(Ticket):
     _task: asyncio.Task[Any] | None = None
     _cancelled: bool = False
     _cancelling: int = 0
+    direct: Try | None = None
+    """The try whose parts can be read past the generators around it: from its first part to its end."""
+    at_end: bool = False
+    """Whether it is known that nothing follows the part that came last."""
+    loop: asyncio.AbstractEventLoop | None = None
+    """The running one, where that is known: to look it up takes longer than all else in its block."""
+
+    def __init__(
+        self, request: Request, route: Route, arrived_at: float, deadline: float | None = None, *, method: Method
+    ) -> None:
+        super().__init__(request, route, arrived_at, deadline)
+        self.method = method
 
     @property
     def served(self) -> Served:
@@ -164,8 +183,8 @@ class Run(Ticket):
     def __enter__(self) -> None:
         if self.ending is not None:
             raise self.ending
-        self._task = asyncio.current_task()
-        self._cancelling = self._task.cancelling() if self._task is not None else 0
+        self._task = task = asyncio.current_task(self.loop)
+        self._cancelling = task.cancelling() if task is not None else 0
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         task, self._task = self._task, None
@@ -176,12 +195,22 @@ class Run(Ticket):
                 raise self.ending from None
 
 
-@dataclass(slots=True)
 class Answer:
-    """What a method answered, and who gave the answer."""
+    """What a method answered, and who gave the answer.
 
-    value: Any
-    run: Run = field(repr=False)
+    Args:
+        value: The answer.
+        run: What has it.
+    """
+
+    __slots__ = ("run", "value")
+
+    def __init__(self, value: Any, run: Run) -> None:  # noqa: ANN401 - what a method answers is its own
+        self.value, self.run = value, run
+
+    def __repr__(self) -> str:
+        """The answer."""
+        return f"Answer(value={self.value!r})"
 
     @property
     def served(self) -> Served:
@@ -206,6 +235,7 @@ class Stream:
     ) -> None:
         self._parts, self._run, self._spawn = cast("AsyncGeneratorType[Any, None]", parts), run, spawn
         self._ending: asyncio.Task[None] | None = None
+        self._reading = False
         # A stream that is dropped must go, and its work with it: the request, which others hold, does not hold it.
         run.on_end = partial(_end_unread, ref(self))
 
@@ -213,6 +243,11 @@ class Stream:
     def served(self) -> Served:
         """Who serves it; right once the first part is there."""
         return self._run.served
+
+    @property
+    def at_end(self) -> bool:
+        """Whether it is known that nothing follows the last part, but for an error perhaps; False says nothing."""
+        return self._run.at_end
 
     def __aiter__(self) -> Self:
         """Itself."""
@@ -222,7 +257,19 @@ class Stream:
         """The next part."""
         if self._ending is not None and self._run.ending is not None:
             raise self._run.ending
-        return self._parts.__anext__()
+        attempt = self._run.direct
+        return self._parts.__anext__() if attempt is None else self._next(attempt)
+
+    async def _next(self, attempt: Try) -> Any:  # noqa: ANN401 - what a method answers is its own
+        """The next part, without a step through each generator: these only have to know how it ends."""
+        self._reading = True
+        try:
+            return await attempt.next_part()
+        except BaseException as error:  # noqa: BLE001 - raised below, by the generators
+            attempt.put_off = error
+        finally:
+            self._reading = False
+        return await self._parts.__anext__()
 
     async def __aenter__(self) -> Self:
         """Itself."""
@@ -241,13 +288,17 @@ class Stream:
 
     def end_unread(self) -> None:
         """Stop the work in the background, as nobody reads; who reads on later gets the request's error."""
-        if self._ending is None and not self._parts.ag_running:
+        if self._ending is None and not self._is_read:
             self._ending = self._spawn(self._end())
 
     async def _end(self) -> None:
         # A reader who was about to go on has: the request's block is where that ends.
-        if not self._parts.ag_running:
+        if not self._is_read:
             await self._parts.aclose()
+
+    @property
+    def _is_read(self) -> bool:
+        return self._reading or self._parts.ag_running
 
 
 def _end_unread(stream: ref[Stream]) -> None:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_END = object()
 _OK = Result.OK
 
 
@@ -35,13 +34,18 @@ class Try:
         metrics: Where the outcome is counted.
     """
 
-    __slots__ = ("_bytes_out", "_last", "_metrics", "_provider", "_run", "_shell", "_usage", "slot")
+    __slots__ = (
+        *("_bytes_out", "_last", "_metrics", "_provider", "_run", "_shell", "_source", "_usage", "put_off", "slot"),
+    )
 
     def __init__(self, provider: Executor, run: Run, slot: Slot, *, shell: Shell, metrics: ResourceMetrics) -> None:
         self._provider, self._run, self.slot = provider, run, slot
         self._shell, self._metrics = shell, metrics
         self._usage: Usage | None = None
         self._bytes_out = 0
+        self._source: AsyncIterator[Any] | None = None
+        self.put_off: BaseException | None = None
+        """What `next_part` has raised past `parts`, which is to raise it in turn."""
         self._last: Any = None
 
     def whole(self) -> Awaitable[Any]:
@@ -71,25 +75,44 @@ class Try:
     async def _read(self) -> AsyncGenerator[Any, None]:
         run, slot = self._run, self.slot
         with self:
-            source: AsyncIterator[Any] | None = None
             try:
                 api, channel = self._reach()
-                source = self._provider.stream_on(slot.instance, api, channel, run.request)
+                self._source = self._provider.stream_on(slot.instance, api, channel, run.request)
                 while True:
-                    with run:
-                        part = await anext(source, _END)
-                    if part is _END:
+                    try:
+                        part = await self.next_part()
+                    except StopAsyncIteration:
                         return
-                    self._note(part)
-                    if not slot.progressed:
-                        run.first_output_s = self._shell.clock.monotonic() - slot.taken_at
-                        self._shell.admission.progress(slot)
+                    run.direct = self
                     yield part
             finally:
+                run.direct = None
                 # An iterator need not have it; a generator does.
-                aclose = getattr(source, "aclose", None)
+                aclose = getattr(self._source, "aclose", None)
                 if aclose is not None:
                     await aclose()
+
+    async def next_part(self) -> Any:  # noqa: ANN401 - what a method answers is its own
+        """The next part from the provider; also for a reader who has had the first, past the generators between.
+
+        Raises:
+            StopAsyncIteration: There is none.
+        """
+        if self.put_off is not None:
+            error, self.put_off = self.put_off, None
+            raise error
+        run, slot, source = self._run, self.slot, self._source
+        if source is None:
+            raise StopAsyncIteration
+        with run:
+            part = await source.__anext__()
+        # An iterator may say so by an attribute of that name.
+        run.at_end = getattr(source, "at_end", False)
+        self._note(part)
+        if not slot.progressed:
+            run.first_output_s = self._shell.clock.monotonic() - slot.taken_at
+            self._shell.admission.progress(slot)
+        return part
 
     def _reach(self) -> tuple[str, Channel]:
         instance = self.slot.instance

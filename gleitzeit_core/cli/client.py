@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import ssl
 import time
 from collections.abc import Mapping
 from contextlib import contextmanager, suppress
@@ -225,6 +226,9 @@ class GatewayClient:
     def _connect(self, connection: http.client.HTTPConnection) -> None:
         try:
             connection.connect()
+        except ssl.SSLCertVerificationError as error:
+            why = f"its certificate is not trusted: {error.verify_message}; SSL_CERT_FILE may name who signed it"
+            raise GatewayError(f"{self.url}: {why}", "tls") from None
         except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise GatewayDown(f"no gateway at {self.url}: {reason}; 'gleitzeit serve' starts one") from None

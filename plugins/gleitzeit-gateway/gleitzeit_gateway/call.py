@@ -7,10 +7,11 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from aiohttp import HttpVersion11, web
+from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from gleitzeit_core.errors import GleitzeitError, InstanceFailure, InvalidRequest
+from gleitzeit_gateway.answers import InParts
 from gleitzeit_gateway.callers import ANYBODY
 from gleitzeit_gateway.errors import Refused
 
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
     from gleitzeit_core.manager import ResourceManager
     from gleitzeit_core.requests import Served
     from gleitzeit_gateway.callers import Caller
+    from gleitzeit_gateway.http_request import Request
     from gleitzeit_gateway.options import GatewayOptions
 
 logger = logging.getLogger(__name__)
 
 AFFINITY: Final = "X-Gleitzeit-Affinity"
-_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 @dataclass(slots=True)
@@ -33,7 +34,7 @@ class Call:
     """One HTTP request.
 
     Args:
-        request: aiohttp's own.
+        request: As it was sent.
         manager: What carries requests out.
         options: Of the gateway.
         id: For logs and headers; the caller's own, where it sent one.
@@ -54,7 +55,7 @@ class Call:
         held: Whether it counts as a running request of its key.
     """
 
-    request: web.BaseRequest
+    request: Request
     manager: ResourceManager
     options: GatewayOptions
     id: str
@@ -106,21 +107,19 @@ class Call:
         limit, limit_s = self.options.max_body_bytes, self.options.body_timeout_s
         if (self.request.content_length or 0) > limit:
             raise _too_large(limit)
-        await self._invite()
+        self.request.invite()
         try:
             if self.request.content.is_eof():
-                body = await self.request.read()  # It is there: nothing has to be waited for.
+                body = await self.request.read(limit)  # It is there: nothing has to be waited for.
             else:
                 async with asyncio.timeout(limit_s):
-                    body = await self.request.read()
+                    body = await self.request.read(limit)
         except web.HTTPRequestEntityTooLarge:
             raise _too_large(limit) from None
         except TimeoutError:
             raise Refused(408, f"the request did not arrive within {limit_s:g} s", "slow_request") from None
         except (HttpProcessingError, web.RequestPayloadError) as error:
             raise InvalidRequest(f"the body is not encoded as its headers say: {_first_line(error)}") from None
-        if len(body) > limit:
-            raise _too_large(limit)
         return body
 
     async def parts(self) -> AsyncGenerator[bytes, None]:
@@ -130,7 +129,7 @@ class Call:
             Refused: Nothing has come for too long (408).
             InvalidRequest: It is not encoded as its headers say.
         """
-        await self._invite()
+        self.request.invite()
         limit_s = self.options.body_timeout_s
         try:
             while True:
@@ -143,14 +142,6 @@ class Call:
             raise Refused(408, f"nothing more of the request arrived within {limit_s:g} s", "slow_request") from None
         except (HttpProcessingError, web.RequestPayloadError) as error:
             raise InvalidRequest(f"the body is not encoded as its headers say: {_first_line(error)}") from None
-
-    async def _invite(self) -> None:
-        """Tell a caller who waits for it that its body is welcome: key and size are right by now."""
-        expected = self.request.headers.get("Expect", "").lower() == "100-continue"
-        if expected and self.request.version >= HttpVersion11:
-            await self.request.writer.write(_CONTINUE)
-            # This was no part of the answer.
-            self.request.writer.output_size = 0
 
     @property
     def affinity(self) -> str:
@@ -194,28 +185,20 @@ class Call:
         if not isinstance(error, GleitzeitError):
             logger.error("request %s failed", self.id, exc_info=error)
 
-    async def begin(self, content_type: str, *, part_follows: bool = False) -> web.StreamResponse:
+    async def begin(self, content_type: str, *, part_follows: bool = False) -> InParts:
         """Send the head of an answer in parts. From now on an error can only be told inside it.
 
         Args:
             content_type: Of the answer.
-            part_follows: Whether its first part is written next: then both leave together, where aiohttp can do so.
+            part_follows: Whether its first part is written next: then both leave together.
         """
-        kind = _WithFirstPart if part_follows else web.StreamResponse
-        response = (_WithoutBody if self.request.method == "HEAD" else kind)(
-            headers={**self.headers, "Content-Type": content_type}
-        )
-        if self.request.version >= HttpVersion11:
-            response.enable_chunked_encoding()
-        else:
-            response.force_close()  # In HTTP/1.0 the end of the connection is the end of the answer.
+        response = InParts(self.request, {**self.headers, "Content-Type": content_type})
         self.begun = True
-        await response.prepare(self.request)
+        if not part_follows:
+            await response.begin()
         return response
 
-    async def send(
-        self, response: web.StreamResponse, parts: AsyncIterator[bytes], in_band: Callable[[Exception], bytes]
-    ) -> None:
+    async def send(self, response: InParts, parts: AsyncIterator[bytes], in_band: Callable[[Exception], bytes]) -> None:
         """Send all `parts`.
 
         Args:
@@ -228,16 +211,14 @@ class Call:
         """
         try:
             async for part in parts:
-                await response.write(part)
+                await response.write(part, last=getattr(parts, "at_end", False))
         except Exception as error:
             # Whatever it is, the caller must not take the answer for complete.
             if self.gone:
                 raise
             await self.break_off(response, error, in_band)
 
-    async def break_off(
-        self, response: web.StreamResponse, error: Exception, in_band: Callable[[Exception], bytes]
-    ) -> None:
+    async def break_off(self, response: InParts, error: Exception, in_band: Callable[[Exception], bytes]) -> None:
         """End an answer that has begun with an error inside it; the rest as for `send`."""
         self.note_error(error)
         await response.write(in_band(error))
@@ -248,19 +229,6 @@ class Call:
         self.broken_off = True
         if self.request.transport is not None:
             self.request.transport.close()
-
-
-class _WithFirstPart(web.StreamResponse):
-    """An answer whose head waits for what is written first, as in aiohttp's own whole answers."""
-
-    _send_headers_immediately = False
-
-
-class _WithoutBody(web.StreamResponse):
-    """An answer to HEAD, which aiohttp would send whole."""
-
-    async def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Nothing."""
 
 
 def _too_large(limit_bytes: int) -> Refused:

@@ -3,7 +3,7 @@
 Where there are too many, those that do nothing make room: first the one that has been idle for longest, then the one
 that has taken longest over the head of its request. Only when all are at work is a new one refused.
 
-`Connections` knows nothing of the HTTP server. `GuardedServer` tells it what happens on those of aiohttp's.
+`Connections` knows nothing of HTTP but where a head ends. The server tells it what happens.
 """
 
 from __future__ import annotations
@@ -16,10 +16,7 @@ import socket
 from collections import OrderedDict
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, cast
-
-from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
+from typing import TYPE_CHECKING, Final
 
 from gleitzeit_gateway.errors import Refused, plain_error
 
@@ -32,7 +29,6 @@ _TAIL_BYTES: Final = 3
 # What refused callers get to read their answer: closing at once would take it from those who still send.
 _LINGER_S: Final = 1.0
 _MAX_LINGERING: Final = 128
-_BAD_REQUEST: Final = 400
 _FULL: Final = 503
 _REASONS: Final = {408: "Request Timeout", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}
 
@@ -120,6 +116,9 @@ class Connections:
 
     def heard(self, connection: Connection, data: bytes) -> bool:
         """Bytes have come. Whether the server may have them: of a head only so many."""
+        if connection.state is _State.IDLE and self._is_usual(data):
+            self.began(connection)
+            return True
         if connection.state is _State.IDLE:
             self._wait(connection, _State.HEAD)
         if connection.state is not _State.HEAD:
@@ -142,6 +141,12 @@ class Connections:
         self._end(connection)
 
     # -- inside ------------------------------------------------------------------------------------------------
+
+    def _is_usual(self, data: bytes) -> bool:
+        """Whether it begins with a whole head that is within all limits, as nearly all that comes does."""
+        end = data.find(b"\r\n\r\n")
+        within = 0 < end < self.options.max_head_bytes - 4 and data[0] not in b"\r\n"
+        return within and data.count(b"\n", 0, end) <= self.options.max_headers
 
     def _heard_of_head(self, connection: Connection, data: bytes) -> bool:
         if not connection.head_bytes:
@@ -257,89 +262,3 @@ def _bare_answer(error: Refused) -> bytes:
         *(f"{name}: {value}" for name, value in headers.items()),
     ]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
-
-
-def _in_a_line(message: str | None) -> str:
-    """What aiohttp has to say, without what it shows of the request below."""
-    return (message or "").partition("\n")[0].strip().rstrip(":") or "it cannot be read"
-
-
-class GuardedServer(web.Server):
-    """aiohttp's server, on connections that are looked after.
-
-    Args:
-        handler: Answers requests; it is cancelled when its caller leaves.
-        connections: Is told what happens.
-        request_factory: As aiohttp's own.
-    """
-
-    def __init__(self, handler: Any, connections: Connections, *, request_factory: Any) -> None:  # noqa: ANN401 - aiohttp's own
-        super().__init__(handler, request_factory=request_factory, handler_cancellation=True)
-        self._guard = connections
-
-    def __call__(self) -> web.RequestHandler:
-        """What answers on one connection."""
-        return GuardedHandler(self, self._guard)
-
-
-class GuardedHandler(web.RequestHandler):
-    """One connection of such a server."""
-
-    __slots__ = ("_connection", "_guard")
-
-    def __init__(self, server: GuardedServer, connections: Connections) -> None:
-        options = connections.options
-        super().__init__(
-            server,
-            loop=asyncio.get_running_loop(),
-            access_log=None,  # type: ignore[arg-type]  # as its server passes it on
-            # Its own limits: ours, as far as they go, come first.
-            keepalive_timeout=max(options.idle_timeout_s, options.head_timeout_s) + _LINGER_S,
-            max_line_size=options.max_head_bytes,
-            max_field_size=options.max_head_bytes,
-        )
-        self._guard = connections
-        self._connection: Connection
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """It is open."""
-        self._connection = self._guard.opened(cast("asyncio.Transport", transport))
-        if not self._connection.is_over:
-            super().connection_made(transport)
-
-    def data_received(self, data: bytes) -> None:
-        """Bytes have come."""
-        if self._guard.heard(self._connection, data):
-            super().data_received(data)
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        """It is closed."""
-        self._guard.lost(self._connection)
-        super().connection_lost(exc)
-
-    def handle_error(
-        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
-    ) -> web.StreamResponse:
-        """What is no HTTP is refused in our own words; it is no error of ours, and not worth a line in the log.
-
-        Of what goes wrong in a handler nothing comes here: the gateway's answers whatever happens.
-        """
-        if status != _BAD_REQUEST:
-            return super().handle_error(request, status, exc, message)
-        answer = plain_error(Refused(status, f"this is no HTTP request: {_in_a_line(message)}", "bad_request"))
-        answer.headers["Server"] = "gleitzeit"
-        answer.force_close()
-        return answer
-
-    def log_exception(self, *args: Any, **kw: Any) -> None:  # noqa: ANN401 - aiohttp's own
-        """What a caller's body does to aiohttp, while it throws away what nobody has read, is no error of ours."""
-        if not isinstance(kw.get("exc_info"), web.RequestPayloadError | HttpProcessingError):
-            super().log_exception(*args, **kw)
-
-    def request_began(self) -> None:
-        """To be called before a request is answered."""
-        self._guard.began(self._connection)
-
-    def request_ended(self, *, kept: bool) -> None:
-        """To be called when it has been."""
-        self._guard.ended(self._connection, kept=kept)

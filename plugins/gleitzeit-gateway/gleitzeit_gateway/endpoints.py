@@ -10,13 +10,14 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from gleitzeit_gateway.answers import Reply
 from gleitzeit_gateway.call import Call
 
 logger = logging.getLogger(__name__)
 
 _LOOKING = frozenset(("GET", "HEAD"))
 
-Handler = Callable[[Call], Awaitable[web.StreamResponse]]
+Handler = Callable[[Call], Awaitable[Reply]]
 ErrorRenderer = Callable[[Exception], web.Response]
 
 
@@ -81,6 +82,8 @@ class Router:
     def __init__(self, endpoints: Iterable[Endpoint] = ()) -> None:
         self._exact: dict[str, dict[str, Endpoint]] = {}
         self._below: dict[str, dict[str, Endpoint]] = {}
+        # What was found for exact paths, which nearly all are; there are only so many of them.
+        self._found: dict[tuple[str, str], Match] = {}
         for endpoint in endpoints:
             self.add(endpoint)
 
@@ -107,12 +110,16 @@ class Router:
             self._methods(endpoint.path).setdefault(endpoint.method, endpoint)
 
     def _methods(self, path: str) -> dict[str, Endpoint]:
+        self._found.clear()
         if path.endswith("/*"):
             return self._below.setdefault(path[:-1], {})
         return self._exact.setdefault(path, {})
 
     def find(self, method: str, path: str) -> Match:
         """What `method` on `path` leads to."""
+        return self._found.get((method, path)) or self._look_up(method, path)
+
+    def _look_up(self, method: str, path: str) -> Match:
         found, rest = self._exact.get(path), ""
         if found is None:
             prefix = next((p for p in self._below if path.startswith(p) and len(path) > len(p)), None)
@@ -121,7 +128,10 @@ class Router:
             found, rest = self._below[prefix], path[len(prefix) :]
         endpoint = found.get(method) or (found.get("GET") if method == "HEAD" else None)
         allowed = {*found, "HEAD"} if "GET" in found else set(found)
-        return Match(endpoint, rest, tuple(sorted(allowed)))
+        match = Match(endpoint, rest, tuple(sorted(allowed)))
+        if endpoint is not None and not rest:
+            self._found[method, path] = match
+        return match
 
 
 def json_response(data: Any, *, status: int = 200) -> web.Response:  # noqa: ANN401 - anything JSON

@@ -15,6 +15,7 @@ from gleitzeit_gateway.queries import Query
 
 if TYPE_CHECKING:
     from gleitzeit_core.events import Event, EventStream
+    from gleitzeit_gateway.answers import InParts, Reply
     from gleitzeit_gateway.call import Call
 
 STREAMS_MAX: Final = 64
@@ -39,7 +40,7 @@ class EventStreams:
         """How many listen."""
         return f"<EventStreams {self._open}>"
 
-    async def follow(self, call: Call) -> web.StreamResponse:
+    async def follow(self, call: Call) -> Reply:
         """Send events until the caller leaves or the gateway shuts down; ``?requests=1``: finished requests as well.
 
         Who does not see all hears of its own requests only.
@@ -60,7 +61,7 @@ class EventStreams:
             self._open -= 1
 
 
-async def _send_all(call: Call, events: EventStream) -> web.StreamResponse:
+async def _send_all(call: Call, events: EventStream) -> InParts:
     coming = asyncio.ensure_future(anext(events, None))
     ending = asyncio.ensure_future(call.ending.wait())
     try:
@@ -84,7 +85,7 @@ async def _send_all(call: Call, events: EventStream) -> web.StreamResponse:
         await asyncio.wait({coming, ending})
 
 
-async def _send(call: Call, response: web.StreamResponse, data: bytes) -> None:
+async def _send(call: Call, response: InParts, data: bytes) -> None:
     """Send `data`; a reader who does not take it is cut off, at once and without waiting for what is on its way."""
     try:
         async with asyncio.timeout(SLOW_S):

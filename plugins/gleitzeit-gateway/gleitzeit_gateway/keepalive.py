@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
-    from aiohttp import web
-
+    from gleitzeit_gateway.answers import InParts
     from gleitzeit_gateway.call import Call
 
 SIGNS: Final[Mapping[str, bytes]] = {
@@ -34,7 +33,7 @@ SIGNS: Final[Mapping[str, bytes]] = {
 
 async def first_part(
     call: Call, parts: AsyncIterator[Any], content_type: str, sign: bytes, in_band: Callable[[Exception], bytes]
-) -> tuple[Any, web.StreamResponse | None]:
+) -> tuple[Any, InParts | None]:
     """Wait for the first of `parts`, and see that the caller hears of it when that takes long.
 
     Args:
@@ -77,7 +76,7 @@ class KeepAlive:
         self._timer: asyncio.TimerHandle | None = None
         self._sending: asyncio.Task[None] | None = None
         self._over: asyncio.Event
-        self._response: web.StreamResponse | None = None
+        self._response: InParts | None = None
 
     def __enter__(self) -> Self:
         """Begin to wait."""
@@ -92,7 +91,7 @@ class KeepAlive:
         if self._sending is not None:
             self._sending.cancel()
 
-    async def end(self) -> web.StreamResponse | None:
+    async def end(self) -> InParts | None:
         """Wait no more; the answer, if it has begun, on which nothing more is sent here."""
         if self._sending is None:
             return None

@@ -5,10 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
-from aiohttp import web
-
 from gleitzeit_core.errors import InstanceFailure, NoCapableInstance, Unavailable
 from gleitzeit_gateway import responses_api
+from gleitzeit_gateway.answers import Whole
 from gleitzeit_gateway.endpoints import Endpoint
 from gleitzeit_gateway.errors import Refused, envelope, renderer
 from gleitzeit_gateway.keepalive import SIGNS, first_part
@@ -20,6 +19,7 @@ from gleitzeit_llm.provider import LLMProvider, RawAnswer
 if TYPE_CHECKING:
     from gleitzeit_core.provider import RequestOptions
     from gleitzeit_core.requests import Request
+    from gleitzeit_gateway.answers import Reply
     from gleitzeit_gateway.call import Call
 
 MODEL: Final = "X-Gleitzeit-Model"
@@ -77,7 +77,7 @@ def anthropic_endpoints() -> list[Endpoint]:
     return [make(method="POST", path=path, handler=partial(_answer, "anthropic", path)) for path in calls]
 
 
-async def _answer(api: str, path: str, call: Call) -> web.StreamResponse:
+async def _answer(api: str, path: str, call: Call) -> Reply:
     provider = cast("LLMProvider", call.manager.provider("llm/chat"))
     if api == "anthropic":
         call.headers["request-id"] = call.id  # where its clients look for it
@@ -105,7 +105,7 @@ def _request(api: str, path: str, call: Call, provider: LLMProvider, body: bytes
     return request
 
 
-async def _carried_out(api: str, call: Call, provider: LLMProvider, request: Request) -> web.StreamResponse:
+async def _carried_out(api: str, call: Call, provider: LLMProvider, request: Request) -> Reply:
     if request.stream:
         return await _in_parts(api, call, provider, request)
     answer = await call.manager.dispatcher.one(provider, request)
@@ -113,7 +113,7 @@ async def _carried_out(api: str, call: Call, provider: LLMProvider, request: Req
     return _whole(answer.value)
 
 
-async def _in_parts(api: str, call: Call, provider: LLMProvider, request: Request) -> web.StreamResponse:
+async def _in_parts(api: str, call: Call, provider: LLMProvider, request: Request) -> Reply:
     async with call.manager.dispatcher.stream(provider, request) as parts:
         # Until the first part is there, everything can still be another instance's answer; and become an ordinary
         # error, unless it takes so long that the caller was told to wait.
@@ -127,7 +127,8 @@ async def _in_parts(api: str, call: Call, provider: LLMProvider, request: Reques
             return _whole(first)
         if response is None:
             response = await call.begin(kind, part_follows=True)
-        await response.write(_in_stream(api, first) if isinstance(first, RawAnswer) else first)
+        begun = _in_stream(api, first) if isinstance(first, RawAnswer) else first
+        await response.write(begun, last=parts.at_end and api != responses_api.API)
         if api == responses_api.API:
             numbered = responses_api.Numbered(first if isinstance(first, bytes) else b"")
             await call.send(response, numbered.watch(parts), numbered.error)
@@ -136,8 +137,8 @@ async def _in_parts(api: str, call: Call, provider: LLMProvider, request: Reques
         return response
 
 
-def _whole(raw: RawAnswer) -> web.Response:
-    return web.Response(body=raw.body, status=raw.status, headers={"Content-Type": raw.content_type})
+def _whole(raw: RawAnswer) -> Whole:
+    return Whole(raw.body, status=raw.status, content_type=raw.content_type)
 
 
 def _in_stream(api: str, raw: RawAnswer) -> bytes:
@@ -162,6 +163,6 @@ def _unknown_model(path: str, model: str, error: NoCapableInstance) -> NoCapable
     return NoCapableInstance(text, needed=error.needed)
 
 
-async def _unserved(call: Call) -> web.Response:
+async def _unserved(call: Call) -> Whole:
     text = f"{call.request.path} is not served here: the plugin 'ollama' (gleitzeit-ollama) is missing or disabled"
     raise Refused(501, text, "not_implemented")

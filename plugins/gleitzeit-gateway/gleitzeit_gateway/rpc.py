@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from gleitzeit_core.provider import Provider, RequestOptions
     from gleitzeit_core.requests import Request
     from gleitzeit_core.runs import Stream
+    from gleitzeit_gateway.answers import Reply
     from gleitzeit_gateway.call import Call
     from gleitzeit_gateway.rpc_messages import RpcCall
 
@@ -44,7 +45,7 @@ _AT_ONCE: Final = 8
 _NDJSON: Final = "application/x-ndjson"
 
 
-async def rpc(call: Call) -> web.StreamResponse:
+async def rpc(call: Call) -> Reply:
     """Answer what was sent to ``/rpc``."""
     body = await call.body()
     try:
@@ -57,7 +58,7 @@ async def rpc(call: Call) -> web.StreamResponse:
 # -- one call ------------------------------------------------------------------------------------------------------
 
 
-async def _single(call: Call, message: object) -> web.StreamResponse:
+async def _single(call: Call, message: object) -> Reply:
     try:
         asked = parsed(message)
     except NoCall as error:
@@ -170,7 +171,7 @@ def _of_many(message: object) -> RpcCall:
 # -- in parts ------------------------------------------------------------------------------------------------------
 
 
-async def _in_parts(call: Call, asked: RpcCall) -> web.StreamResponse:
+async def _in_parts(call: Call, asked: RpcCall) -> Reply:
     provider, request = _request(call, asked, call.unique_id)
     async with call.manager.dispatcher.stream(provider, request.changed(stream=True)) as parts:
         lines = _lines(parts)

@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 
@@ -18,10 +18,12 @@ from gleitzeit_core.requests import new_request_id
 from gleitzeit_gateway import access_line
 from gleitzeit_gateway.access import Access, cors, is_this_machine, preflight
 from gleitzeit_gateway.admin import admin_endpoints, own_numbers
+from gleitzeit_gateway.answers import InParts, Reply, Whole, send
 from gleitzeit_gateway.call import Call
-from gleitzeit_gateway.connections import Connections, GuardedServer
+from gleitzeit_gateway.connections import Connections
 from gleitzeit_gateway.endpoints import Endpoint, Match, Router
 from gleitzeit_gateway.errors import Refused, plain_error
+from gleitzeit_gateway.http_server import Server
 from gleitzeit_gateway.limits import Limits
 from gleitzeit_gateway.llm_api import anthropic_endpoints, ollama_endpoints, openai_endpoints, unserved_endpoints
 from gleitzeit_gateway.openapi import openapi_endpoint
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
     from gleitzeit_core.manager import ResourceManager
     from gleitzeit_core.running import Running
-    from gleitzeit_gateway.connections import GuardedHandler
+    from gleitzeit_gateway.http_request import Request
     from gleitzeit_gateway.options import GatewayOptions
     from gleitzeit_gateway.workers import Worker
 
@@ -46,6 +48,7 @@ MARK: Final = "X-Gleitzeit-Gateway"
 _SERVER: Final = "gleitzeit"
 _CLIENT_ID: Final = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 _UNAUTHORIZED: Final = 401
+_TEXT: Final = "text/plain"
 _BACKLOG: Final = 1024
 # How long answers that are on their way already may take at the very end.
 _LAST_S: Final = 0.25
@@ -82,7 +85,7 @@ class Gateway:
         self._add_endpoints_of_plugins()
         self._router.fill([*unserved_endpoints(), openapi_endpoint(manager, lambda: self._router)])
         manager.on_reload("gateway", self.reconfigure, fixed=FIXED)
-        self._server: web.Server | None = None
+        self._server: Server | None = None
         self._listener: asyncio.Server | None = None
         self._worker = worker
         self._certificate: Certificate | None = None
@@ -144,7 +147,7 @@ class Gateway:
         if self._options.tls is not None and self._certificate is None:
             self._certificate = await asyncio.to_thread(Certificate, self._options.tls)
         loop = asyncio.get_running_loop()
-        self._server = GuardedServer(self._handle, self._connections, request_factory=self._request)
+        self._server = Server(self._handle, self._connections)
         host, port = self._options.host.strip("[]"), self._options.port
         how: dict[str, Any] = {} if self._certificate is None else self._certificate.how
         if self._worker is not None:
@@ -200,21 +203,15 @@ class Gateway:
         if listener is not None:
             listener.close()
         if server is not None:
-            server.pre_shutdown()
             await server.shutdown(_LAST_S)
         self._connections.close()
         if listener is not None:
             await listener.wait_closed()
 
-    def _request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:  # noqa: ANN401 - aiohttp's own
-        # Some versions of aiohttp refuse a body of exactly their limit; `Call.body` checks ours.
-        limit_bytes = self._options.max_body_bytes + 1
-        loop = asyncio.get_running_loop()
-        return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=limit_bytes)
-
     # -- one request -------------------------------------------------------------------------------------------
 
-    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _handle(self, request: Request) -> bool:
+        """Answer it, whatever happens; whether its connection can be kept."""
         began = time.monotonic()
         unique_id = new_request_id()
         shown_id = _id_of_caller(request) or unique_id
@@ -222,55 +219,51 @@ class Gateway:
         call.headers = {MARK: "1", "Server": _SERVER, "X-Request-Id": call.id}
         self._open += 1
         self._idle.clear()
-        cast("GuardedHandler", request.protocol).request_began()
         status = access_line.GONE
         try:
             response = await self._answer(call)
-            if not call.broken_off:
-                await response.prepare(request)
-                await response.write_eof()
+            kept = not call.broken_off and await send(request, response)
             status = response.status
         except ConnectionError:
-            response = web.Response(status=status)  # Nobody is there to get it.
+            kept = False  # Nobody is there to get it.
         finally:
             call.let_go()
-            cast("GuardedHandler", request.protocol).request_ended(kept=request.content.is_eof())
             self._open -= 1
             if not self._open:
                 self._idle.set()
             access_line.write(call, status, time.monotonic() - began)
-        return response
+        return kept
 
-    async def _answer(self, call: Call) -> web.StreamResponse:
-        response = self._at_the_door(call)
-        if response is None:
-            return await self._inside(call)
-        return self._finished(call, response)
+    async def _answer(self, call: Call) -> Reply:
+        refused = self._at_the_door(call)
+        return await self._inside(call) if refused is None else self._finished(call, refused)
 
-    def _at_the_door(self, call: Call) -> web.Response | None:
+    def _at_the_door(self, call: Call) -> Whole | None:
         """What is answered whatever was asked for: foreign pages are refused, a browser's question is answered."""
         headers = call.request.headers
         origin = headers.get("Origin")
         if not self._access.host_allowed(headers.get("Host", "")):
             call.error = "foreign_host"
-            return web.Response(status=403)
+            return Whole(b"", status=403)
         if origin is None:
             return None
         if not self._access.origin_allowed(origin):
             call.error = "foreign_origin"
-            return web.Response(status=403)
+            return Whole(b"", status=403)
         call.headers.update(cors(origin))
-        return web.Response(status=204, headers=preflight()) if call.request.method == "OPTIONS" else None
+        return Whole(b"", status=204, headers=preflight()) if call.request.method == "OPTIONS" else None
 
-    async def _inside(self, call: Call) -> web.StreamResponse:
+    async def _inside(self, call: Call) -> Reply:
         match = self._router.find(call.request.method, call.request.path)
         call.rest = match.rest
         if match.endpoint is None:
             return self._finished(call, _no_endpoint(match))
         response = await self._carry_out(call, match.endpoint)
-        return response if call.begun or response.prepared else self._finished(call, response)
+        if call.begun or response.prepared or isinstance(response, InParts):
+            return response
+        return self._finished(call, response)
 
-    async def _carry_out(self, call: Call, endpoint: Endpoint) -> web.StreamResponse:
+    async def _carry_out(self, call: Call, endpoint: Endpoint) -> Reply:
         try:
             self._via.enter(call.request.headers)
             self._admit(call, endpoint)
@@ -279,7 +272,7 @@ class Gateway:
             if call.gone:
                 raise ConnectionResetError("the caller has left") from error
             call.note_error(error)
-            if call.begun or call.request.writer.output_size:
+            if call.begun or call.request.started:
                 # Too late for another answer; the one that has begun must not look complete.
                 call.cut()
             return _rendered(endpoint, error)
@@ -304,7 +297,7 @@ class Gateway:
         if endpoint.limited:
             call.hold()
 
-    def _finished(self, call: Call, response: web.StreamResponse) -> web.StreamResponse:
+    def _finished(self, call: Call, response: web.StreamResponse | Whole) -> Reply:
         response.headers.update(call.headers)
         if response.status == _UNAUTHORIZED:
             response.headers["WWW-Authenticate"] = "Bearer"
@@ -314,7 +307,7 @@ class Gateway:
         return response
 
 
-def _id_of_caller(request: web.BaseRequest) -> str:
+def _id_of_caller(request: Request) -> str:
     """The id that the caller has given the request; empty for none, or for one that could do harm in a log."""
     given = request.headers.get("X-Request-Id", "")
     return given if _CLIENT_ID.fullmatch(given) else ""
@@ -333,9 +326,9 @@ def _admit_change(call: Call) -> None:
         raise Refused(415, "the body must be JSON: send 'Content-Type: application/json'", "not_json")
 
 
-def _checked(endpoint: Endpoint, response: object) -> web.StreamResponse:
+def _checked(endpoint: Endpoint, response: object) -> Reply:
     """`response`, which may be a plugin's."""
-    if not isinstance(response, web.StreamResponse):
+    if not isinstance(response, web.StreamResponse | Whole | InParts):
         raise TypeError(f"{endpoint.method} {endpoint.path} answered {response!r}, which is no response")
     return response
 
@@ -349,9 +342,9 @@ def _rendered(endpoint: Endpoint, error: Exception) -> web.Response:
         return plain_error(error)
 
 
-def _no_endpoint(match: Match) -> web.Response:
+def _no_endpoint(match: Match) -> Whole:
     """Unknown paths and methods, in the words of Ollama."""
     if match.allowed:
         allow = {"Allow": ", ".join(match.allowed)}
-        return web.Response(status=405, body=b"405 method not allowed", content_type="text/plain", headers=allow)
-    return web.Response(status=404, body=b"404 page not found", content_type="text/plain")
+        return Whole(b"405 method not allowed", status=405, content_type=_TEXT, headers=allow)
+    return Whole(b"404 page not found", status=404, content_type=_TEXT)

@@ -52,7 +52,12 @@ class TlsOptions(BaseModel):
         Raises:
             OSError: A file cannot be read, or is not what it should be.
         """
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=self.client_ca)
+        try:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=self.client_ca)
+        except ssl.SSLError as error:
+            # OpenSSL says neither which file it was, nor what it looked for in it.
+            error.filename = self.client_ca
+            raise
         if self.client_ca is not None:
             context.verify_mode = ssl.CERT_REQUIRED
         self.load_into(context)
@@ -131,13 +136,27 @@ class Certificate:
 
 
 def _why(error: OSError, options: TlsOptions) -> str:
-    """What is wrong with the files, for a person."""
-    key = options.key or options.certificate
+    """What is wrong with the files, for a person. The key's own is not named: what stands under `key` is masked."""
     if not isinstance(error, ssl.SSLError):
         return f"{error.filename or options.certificate}: {error.strerror or error}"
+    if error.filename is not None:
+        return f"'client_ca' {error.filename} has no usable certificates in it ({error.reason or error})"
     if error.reason == "KEY_VALUES_MISMATCH":
-        return f"the key in {key} is not that of the certificate in {options.certificate}"
-    if error.reason in ("BAD_DECRYPT", "BAD_PASSWORD_READ", "PROBLEMS_GETTING_PASSWORD"):
-        return f"the key in {key} is encrypted: give one that is not"
-    what = "no usable certificates" if options.client_ca is not None else "no certificate with its key"
-    return f"{options.certificate} has {what} in it ({error.reason or error})"
+        return f"the private key is not that of the certificate in {options.certificate}"
+    return _missing(options) or f"{options.certificate} or its private key cannot be used ({error.reason or error})"
+
+
+def _missing(options: TlsOptions) -> str:
+    """What the two files do not have that they should; empty where that cannot be told."""
+    try:
+        certificate = options.certificate.read_bytes()
+        key = certificate if options.key is None else options.key.read_bytes()
+    except OSError:
+        return ""
+    if b"CERTIFICATE-----" not in certificate:
+        return f"{options.certificate} has no certificate in it: a PEM file is needed"
+    if b"PRIVATE KEY-----" not in key and options.key is None:
+        return f"{options.certificate} has no private key in it: name its file with 'key'"
+    if b"PRIVATE KEY-----" not in key:
+        return "there is no private key in the file that 'key' names: a PEM file is needed"
+    return "the private key is encrypted: give one that is not" if b"ENCRYPTED" in key else ""

@@ -9,7 +9,7 @@ from gleitzeit_gateway.errors import Refused
 from gleitzeit_llm.via import CHAIN, NAME
 
 if TYPE_CHECKING:
-    from multidict import CIMultiDictProxy
+    from multidict import CIMultiDict
 
 MAX_GATEWAYS: Final = 8
 """So many gateways may stand one behind the other; nobody means more."""
@@ -30,7 +30,7 @@ class Via:
         """The mark."""
         return f"<Via {self.mark}>"
 
-    def enter(self, headers: CIMultiDictProxy[str]) -> None:
+    def enter(self, headers: CIMultiDict[str]) -> None:
         """See where a request comes from, and mark all that is sent on in this context.
 
         Raises:

@@ -121,12 +121,12 @@ async def test_metrics_count_tries(serve: Serve, ollama: OllamaServer, other: Ol
         assert _sum(samples, f"gleitzeit_{name}_seconds_count") == count
         assert _sum(samples, f"gleitzeit_{name}_seconds_bucket", le="+Inf") == count
         assert _sum(samples, f"gleitzeit_{name}_seconds_sum") >= 0
-    by_instance: dict[str, list[float]] = {}
+    histograms: dict[tuple[str, str], list[float]] = {}
     for sample in samples:
         if sample.name == "gleitzeit_total_seconds_bucket":
-            by_instance.setdefault(sample.labels["instance"], []).append(sample.value)
-    assert len(by_instance) == 2
-    assert all(len(values) > 10 and values == sorted(values) for values in by_instance.values())
+            histograms.setdefault((sample.labels["instance"], sample.labels["result"]), []).append(sample.value)
+    assert sorted(result for _, result in histograms) == ["lost", "ok", "ok"]
+    assert all(len(values) > 10 and values == sorted(values) for values in histograms.values())
 
 
 async def test_metrics_show_the_present(serve: Serve, ollama: OllamaServer) -> None:

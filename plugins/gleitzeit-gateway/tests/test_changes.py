@@ -282,7 +282,7 @@ async def test_without_keys_only_this_machine(
     gateway = await serve(ollama, host="0.0.0.0", allow_anonymous=True)  # noqa: S104 - no more than for this test
     name = id_of(gateway, ollama)
     url = gateway.url.replace("0.0.0.0", "127.0.0.1")  # noqa: S104 - to connect
-    monkeypatch.setattr("aiohttp.web.BaseRequest.remote", "192.0.2.1")
+    monkeypatch.setattr("gleitzeit_gateway.http_request.Request.remote", "192.0.2.1")
     async with gateway.session.post(f"{url}/admin/instances/{name}/drain") as answered:
         assert answered.status == 403
         assert "only this machine" in (await answered.json())["error"]["message"]

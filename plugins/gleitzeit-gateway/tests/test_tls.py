@@ -10,10 +10,18 @@ from typing import TYPE_CHECKING
 import aiohttp
 import pytest
 import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
-from gleitzeit_core.cli.client import GatewayClient
+from gleitzeit_core.cli.client import GatewayClient, GatewayError
 from gleitzeit_core.errors import ConfigurationError
 from gleitzeit_gateway.tls import Certificate, TlsOptions
+from gleitzeit_ollama.remote import RemoteModels
+from gleitzeit_ollama.where import Where
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -68,6 +76,18 @@ async def test_the_command_line_comes_by_https(
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     status = await asyncio.to_thread(GatewayClient(gateway.url).status)
     assert [one["endpoint"] for one in status["instances"]] == [ollama.url]
+
+
+async def test_the_command_line_does_not_trust_the_certificate(
+    serve: Serve, ollama: OllamaServer, certificate: Path
+) -> None:
+    """It says so, and what to do, not that there is no gateway."""
+    gateway = await serve(ollama, tls={"certificate": str(certificate)})
+    words = f"{gateway.url}: its certificate is not trusted: .*; SSL_CERT_FILE may name who signed it"
+    with pytest.raises(GatewayError, match=words):
+        await asyncio.to_thread(GatewayClient(gateway.url).status)
+    with pytest.raises(GatewayError, match=words):
+        await RemoteModels(gateway.url).ask("POST", "/api/show", {"model": "smollm2"}, Where())
 
 
 async def test_who_does_not_speak_tls(
@@ -150,11 +170,24 @@ def test_what_is_wrong_is_told(tmp_path: Path) -> None:
     other.write_bytes(authority.issue_cert("b").private_key_pem.bytes())
     garbage = tmp_path / "garbage.pem"
     garbage.write_text("no certificate")
+    alone, broken, encrypted = (tmp_path / name for name in ("alone.pem", "broken.pem", "encrypted.pem"))
+    alone.write_bytes(authority.cert_pem.bytes())
+    broken.write_text("-----BEGIN CERTIFICATE-----\n-----BEGIN PRIVATE KEY-----\n")
+    encrypted.write_bytes(
+        load_pem_private_key(authority.issue_cert("c").private_key_pem.bytes(), None).private_bytes(
+            Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"a password")
+        )
+    )
     for tls, words in (
         ({"certificate": tmp_path / "none.pem"}, "no such file"),
         ({"certificate": one, "key": other}, "is not that of the certificate"),
-        ({"certificate": garbage}, "no certificate with its key"),
-        ({"certificate": one, "client_ca": garbage}, "no usable certificates"),
+        ({"certificate": garbage}, r"garbage\.pem has no certificate in it"),
+        ({"certificate": garbage, "key": other}, r"garbage\.pem has no certificate in it"),
+        ({"certificate": alone}, r"alone\.pem has no private key in it: name its file with 'key'"),
+        ({"certificate": one, "key": garbage}, "no private key in the file that 'key' names"),
+        ({"certificate": one, "key": encrypted}, "the private key is encrypted"),
+        ({"certificate": broken}, r"broken\.pem or its private key cannot be used"),
+        ({"certificate": one, "client_ca": garbage}, r"'client_ca' .*garbage\.pem has no usable certificates"),
     ):
         with pytest.raises(ValueError, match=words):
             TlsOptions(**tls)

@@ -154,15 +154,23 @@ class Connection(asyncio.Protocol):
         Raises:
             ClientError, OSError: It broke off before its end.
         """
-        answer = cast("AnswerReader", self.answer)
+        answer = self.answer
+        if answer is None:
+            return b""
         while not answer.unread_bytes:
             if answer.complete:
                 return b""
             self._raise_if_broken(answer)
-            await self._wait()
+            # As `_wait`, without a step more for each part of a stream.
+            self._waiter = waiter = self._loop.create_future()
+            try:
+                await waiter
+            finally:
+                self._waiter = None
         data = answer.take()
         self.gave = True
-        self._read_on()
+        if not self._reading:
+            self._read_on()
         return data
 
     def _raise_if_broken(self, answer: AnswerReader) -> None:
@@ -194,6 +202,8 @@ class Connection(asyncio.Protocol):
     def release(self) -> bool:
         """Be done with the answer, read or not. Whether another request can be sent; if not, this closes it at once."""
         answer, self.answer = self.answer, None
+        if answer is not None:
+            answer.dismiss()
         if answer is None or not (answer.complete and answer.reusable and self._sent) or self.closed:
             self.abort()
             return False

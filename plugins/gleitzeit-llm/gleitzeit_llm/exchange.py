@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import AsyncIterator
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Self
 
 from aiohttp import ClientError, ServerDisconnectedError
@@ -15,7 +16,7 @@ from gleitzeit_llm.http1 import NotHTTP
 from gleitzeit_llm.via import CHAIN
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from multidict import CIMultiDict
 
@@ -66,6 +67,11 @@ class Response:
         return self._answer.headers
 
     @property
+    def complete(self) -> bool:
+        """Whether all of its body has been taken."""
+        return self._answer.complete and not self._answer.unread_bytes and not self._answer.encoding
+
+    @property
     def content(self) -> Self:
         """What its body is read from."""
         return self
@@ -73,6 +79,13 @@ class Response:
     def iter_any(self) -> AsyncIterator[bytes]:
         """The body in parts, each as soon as it is there; decompressed, if a server compresses without being asked."""
         return _inflated(self, self._answer.encoding) if self._answer.encoding else _Parts(self)
+
+    def reader(self) -> Callable[[], Awaitable[bytes]]:
+        """What gives the next part each time it is awaited, as `iter_any` does, and nothing at the end."""
+        if self._connection is not None and not self._answer.encoding:
+            return self._connection.part
+        parts = self.iter_any()
+        return lambda: anext(parts, b"")
 
     async def readany(self) -> bytes:
         """What has come of the body, as it was sent; empty at its end.
@@ -142,8 +155,10 @@ def request_head(origin: Origin, channel: HttpChannel, method: str, path: str, b
     Raises:
         ValueError: One of them cannot be sent; its value is not repeated.
     """
+    if not channel.headers and body is not None:
+        return b"%bContent-Length: %d\r\n\r\n" % (_usual_head(origin, method, path, CHAIN.get()), len(body))
     lines = [f"{method} {target(origin, path)} HTTP/1.1\r\n"]
-    given = _checked(channel.headers) if channel.headers else {}
+    given = _checked(channel.headers)
     if "host" not in given:
         lines.append(f"Host: {origin.host_header}\r\n")
     if origin.authorization and "authorization" not in given:
@@ -159,6 +174,16 @@ def request_head(origin: Origin, channel: HttpChannel, method: str, path: str, b
     lines += given.values()
     lines.append("\r\n")
     return "".join(lines).encode("utf-8", "surrogateescape")
+
+
+@lru_cache(1024)
+def _usual_head(origin: Origin, method: str, path: str, via: str) -> bytes:
+    """All that is the same for each request with a body, where a server is sent no headers of its own."""
+    lines = [f"{method} {target(origin, path)} HTTP/1.1", f"Host: {origin.host_header}"]
+    lines += [f"Authorization: {origin.authorization}"] if origin.authorization else []
+    lines += [f"{name}: {value}" for name, value in _ALWAYS.items()]
+    lines += [f"Via: {via}"] if via else []
+    return "\r\n".join([*lines, f"Content-Type: {_JSON}", ""]).encode("utf-8", "surrogateescape")
 
 
 def _checked(headers: Mapping[str, str]) -> dict[str, str]:

@@ -194,12 +194,13 @@ def explaining(api: str, *, same_api: bool) -> Iterator[None]:
     try:
         yield
     except InstanceFailure as failure:
-        raise _explained(api, failure, same_api=same_api) from None
+        raise explained(api, failure, same_api=same_api) from None
     except UpstreamError as error:
         raise InstanceFailure(FailureKind.SERVER_ERROR, error.message) from None
 
 
-def _explained(api: str, failure: InstanceFailure, *, same_api: bool) -> InstanceFailure:
+def explained(api: str, failure: InstanceFailure, *, same_api: bool) -> InstanceFailure:
+    """`failure` in the server's own words, where it has any; the rest as for `explaining`."""
     if failure.status is None or not failure.body:
         return failure
     text, kind = error_text(failure.status, failure.body), failure.kind

@@ -67,6 +67,7 @@ class AnswerReader:
         "_head_only",
         "_interim",
         "_parser",
+        "_pieces",
         "_problem",
         "_silent_bytes",
         "_until_close",
@@ -74,6 +75,7 @@ class AnswerReader:
         "complete",
         "content_type",
         "encoding",
+        "on_body",
         "reusable",
         "status",
         "unread_bytes",
@@ -84,12 +86,16 @@ class AnswerReader:
         self._fields: list[tuple[bytes, bytes]] = []
         self._field_bytes = self._field_count = self._interim = self._silent_bytes = self._events = 0
         self._body: list[bytes] = []
+        # How many of them belong to the answer, once it is complete.
+        self._pieces = 0
+        # Called for each chunk, of which there may be many: without a step of ours.
+        self.on_body = self._body.append
         self._problem = ""
         self._until_close = False
         self.status = self.unread_bytes = 0
         self.begun = self.complete = self.reusable = False
         self.content_type, self.encoding = "application/octet-stream", ""
-        self._parser = HttpResponseParser(self)
+        self._parser: HttpResponseParser | None = HttpResponseParser(self)
         # As lax as aiohttp's client: old servers end lines with LF alone, and pad the sizes of chunks.
         self._parser.set_dangerous_leniencies(
             lenient_optional_cr_before_lf=True, lenient_optional_lf_after_cr=False, lenient_spaces_after_chunk_size=True
@@ -111,10 +117,10 @@ class AnswerReader:
         Raises:
             NotHTTP: They are no HTTP, or exceed a limit.
         """
-        if self.complete:
+        if self.complete or self._parser is None:
             self.reusable = False
             return
-        before = self._events
+        before, pieces = self._events, len(self._body)
         try:
             self._parser.feed_data(data)
         except HttpParserUpgrade:
@@ -124,7 +130,13 @@ class AnswerReader:
                 self.reusable = False
             else:
                 self._problem = self._problem or str(error)
-        self._silent_bytes = 0 if self._events != before else self._silent_bytes + len(data)
+        body = self._body
+        if self.complete:
+            del body[self._pieces :]  # What stands behind it is of another answer, which nobody has asked for.
+        came = len(body) - pieces
+        if came:
+            self.unread_bytes += sum(map(len, body[pieces:])) if came > 1 else len(body[pieces])
+        self._silent_bytes = 0 if came or self._events != before else self._silent_bytes + len(data)
         if self._silent_bytes > MAX_FIELD_BYTES:
             self._problem = self._problem or f"a line has more than {MAX_FIELD_BYTES} bytes"
         if self._problem:
@@ -137,6 +149,10 @@ class AnswerReader:
             self.complete = True
         self.reusable = False
         return self.complete
+
+    def dismiss(self) -> None:
+        """Feed nothing more. It and its parser hold each other, which would be left to the cycle collector."""
+        self._parser = None
 
     def take(self) -> bytes:
         """What has come of the body since the last time; empty for nothing."""
@@ -176,10 +192,13 @@ class AnswerReader:
     def on_headers_complete(self) -> None:
         """The head is there."""
         self._events += 1
-        status = self._parser.get_status_code()
+        parser = self._parser
+        if parser is None:
+            return
+        status = parser.get_status_code()
         if self.complete or status == _SWITCHING:
             return
-        if self._parser.get_http_version() not in ("1.1", "1.0"):
+        if parser.get_http_version() not in ("1.1", "1.0"):
             self._problem = self._problem or "it is of another version"
         if status < 200:  # noqa: PLR2004 - interim answers
             self._note_interim(status)
@@ -215,23 +234,13 @@ class AnswerReader:
                     self.encoding = _text(value).strip().lower()
         return framed
 
-    def on_chunk_header(self) -> None:
-        """The line before a chunk."""
-        self._events += 1
-
-    def on_body(self, data: bytes) -> None:
-        """A piece of the body."""
-        self._events += 1
-        if not self.complete:
-            self._body.append(data)
-            self.unread_bytes += len(data)
-
     def on_message_complete(self) -> None:
         """All of it is there; or all of an interim answer."""
         self._events += 1
         if self.begun and not self.complete:
             self.complete = True
-            self.reusable = not self._problem and self._parser.should_keep_alive()
+            self._pieces = len(self._body)
+            self.reusable = not self._problem and self._parser is not None and self._parser.should_keep_alive()
 
 
 def _text(value: bytes) -> str:

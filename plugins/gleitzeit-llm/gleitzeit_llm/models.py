@@ -44,6 +44,8 @@ def own_name(instance: ResourceInstance, asked: str) -> str:
     """
     entry = entries(instance).get(canonical(asked), {})
     own = str(entry.get("model") or entry.get("name") or asked)
+    if own == asked:
+        return asked
     same = canonical(own) == canonical(asked) and any(api == "ollama" for api, _ in instance.offers)
     return asked if same else own
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 
@@ -37,6 +37,11 @@ _ANY_JSON: Final = msgspec.json.Decoder(msgspec.Raw)
 _LAST_EVENTS: Final = (b"event: message_stop",)
 # A CR at the very end may be half of what comes next.
 _EVENT_ENDS: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?=[^\n]))")
+_Sign: TypeAlias = tuple[bytes, re.Pattern[bytes]]
+"""A few bytes that are found fast, and what to look for where they are: it begins with bytes that are always the same.
+
+One pattern for several signs would be tried at every place, which takes ten times as long as all else.
+"""
 _ERROR_FIRST: Final = re.compile(rb'\s*\{\s*"error"')
 
 
@@ -62,17 +67,31 @@ class PassThrough:
         Raises:
             InstanceFailure: The instance reported an error, or a line has no end.
         """
-        held = self._held
+        whole, failure = self.take(data)
+        if whole:
+            yield whole
+        if failure is not None:
+            raise failure
+
+    def take(self, data: bytes) -> tuple[bytes, InstanceFailure | None]:
+        """The same at once: the whole lines or events there are now, if any, and what is to be raised after them."""
+        held, usual = self._held, self._format
+        # Nearly always what has come is whole and has no sign: nothing more has to be looked at.
+        if not held and usual.ends_usually(data):
+            suspect = usual.key in data or _first(usual.signs, data, 0, len(data)) >= 0
+            return self._watched(data) if suspect else (data, None)
         # The end of an event is at most four bytes long, and the last one was not there yet.
         look_from = max(0, len(held) - 3)
         held += data
         cut = self._format.last_end(held, look_from)
+        whole, failure = b"", None
         if cut:
             whole = bytes(held[:cut])
             del held[:cut]
-            yield from self._watched(whole)
-        if len(held) > self._max_bytes:
-            raise _failure(f"the instance sent a line longer than {self._max_bytes} bytes")
+            whole, failure = self._watched(whole)
+        if failure is None and len(held) > self._max_bytes:
+            failure = _failure(f"the instance sent a line longer than {self._max_bytes} bytes")
+        return whole, failure
 
     def close(self) -> Iterator[bytes]:
         """What is left at the end of the stream: a last line without its end, unless it is cut off.
@@ -80,14 +99,17 @@ class PassThrough:
         Raises:
             InstanceFailure: ``LOST``: the answer lacks its final marker; or the instance reported an error.
         """
-        rest = [*self._watched(bytes(self._held))]
+        rest, failure = self._watched(bytes(self._held))
         self._held.clear()
+        if failure is not None:
+            raise failure
         if not self.finished:
             raise InstanceFailure(FailureKind.LOST, "the answer ended without its final marker: it is incomplete")
-        yield from rest
+        if rest:
+            yield rest
 
-    def _watched(self, whole: bytes) -> Iterator[bytes]:
-        """All of it; only what comes before an error, if there is one."""
+    def _watched(self, whole: bytes) -> tuple[bytes, InstanceFailure | None]:
+        """All of it; only what comes before an error, if there is one, and the error."""
         begin = 0
         try:
             for begin, end in () if self.finished else self._format.suspects(whole, self._format.signs):
@@ -95,11 +117,8 @@ class PassThrough:
                 if self.finished:
                     break
         except UpstreamError as error:
-            if begin:
-                yield whole[:begin]
-            raise _failure(error.message) from None
-        if whole:
-            yield counted(whole, self._format.usage(whole))
+            return whole[:begin], _failure(error.message)
+        return counted(whole, self._format.usage(whole)), None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +128,7 @@ class _Format:
     Args:
         ends: The end of a line or an event.
         usual_end: The end that nearly all of them have.
-        signs: What a line that is final or an error has in it; others may have it too.
+        signs: What a line that is final or an error has in it, one of them; others may have it too.
         is_final: Whether a line or an event is final. Raises `UpstreamError` for one that is an error.
         key: What all lines with token counts have in them; found much faster than `counts`.
         counts: What else they have; others may have it too.
@@ -118,21 +137,26 @@ class _Format:
 
     ends: re.Pattern[bytes]
     usual_end: bytes
-    signs: re.Pattern[bytes]
+    signs: tuple[_Sign, ...]
     is_final: Callable[[bytes], bool]
     key: bytes
-    counts: re.Pattern[bytes]
+    counts: tuple[_Sign, ...]
     data: Callable[[bytes], Iterable[bytes]]
 
-    def suspects(self, whole: bytes, signs: re.Pattern[bytes]) -> Iterator[tuple[int, int]]:
+    def ends_usually(self, data: bytes) -> bool:
+        """Whether the usual end, and no more than that, stands at the end of `data`."""
+        end = self.usual_end
+        return data.endswith(end) and len(data) > len(end) and data[-len(end) - 1] not in b"\r\n"
+
+    def suspects(self, whole: bytes, signs: tuple[_Sign, ...]) -> Iterator[tuple[int, int]]:
         """Where each line or event in `whole` that has one of these signs begins and ends."""
-        first = signs.search(whole)
-        if first is None:
+        first = _first(signs, whole, 0, len(whole))
+        if first < 0:
             return
         # Many lines may come at once, and the last of them is the one that has a sign.
-        begin = self.end_before(whole, first.start())
+        begin = self.end_before(whole, first)
         for end in (*(end.end() for end in self.ends.finditer(whole, begin)), len(whole)):
-            if signs.search(whole, begin, end):
+            if _first(signs, whole, begin, end) >= 0:
                 yield begin, end
             begin = end
 
@@ -160,6 +184,15 @@ class _Format:
         """Some end of a line or an event before `at`, where possible the nearest; 0 when there is none that is sure."""
         found = whole.rfind(self.usual_end, 0, at)
         return found + len(self.usual_end) if found > 0 and _stands_alone(whole, found) else 0
+
+
+def _first(signs: tuple[_Sign, ...], whole: bytes, begin: int, end: int) -> int:
+    """Where the first of `signs` stands between two places; -1 for nowhere."""
+    found = -1
+    for key, sign in signs:
+        if key in whole and (match := sign.search(whole, begin, end)) and (found < 0 or match.start() < found):
+            found = match.start()
+    return found
 
 
 def _stands_alone(data: bytes | bytearray, at: int) -> bool:
@@ -229,29 +262,36 @@ _FORMATS: Final[Mapping[str, _Format]] = {
     "ollama": _Format(
         ends=re.compile(rb"\n"),
         usual_end=b"\n",
-        signs=re.compile(rb'"done"\s*:\s*true|"error"\s*:'),
+        signs=((b'"done"', re.compile(rb'"done"\s*:\s*true')), (b'"error"', re.compile(rb'"error"\s*:'))),
         is_final=_is_final_line,
         key=b'eval_count"',
-        counts=re.compile(rb'eval_count"\s*:'),
+        counts=((b"eval_count", re.compile(rb'eval_count"\s*:')),),
         data=lambda line: (line,),
     ),
     "openai": _Format(
         ends=_EVENT_ENDS,
         usual_end=b"\n\n",
-        signs=re.compile(rb'\[DONE\]|"(?:finish_reason"\s*:\s*"|error")|error:'),
+        signs=(
+            (b"[DONE]", re.compile(rb"\[DONE\]")),
+            (b'"finish_reason"', re.compile(rb'"finish_reason"\s*:\s*"')),
+            (b"error", re.compile(rb'error(?::|(?<="error)")')),
+        ),
         is_final=_is_final_event,
         key=b'"prompt_',
         # Of a usage, or of llama.cpp's timings. A chunk without counts may have a null for a usage.
-        counts=re.compile(rb'"prompt_(?:tokens|n)"\s*:'),
+        counts=((b'"prompt_', re.compile(rb'"prompt_(?:tokens|n)"\s*:')),),
         data=_data,
     ),
     "openai-responses": _Format(
         ends=_EVENT_ENDS,
         usual_end=b"\n\n",
-        signs=re.compile(rb'"type"\s*:\s*"(?:response\.(?:completed|incomplete|failed)|error)"|"error"\s*:\s*[{"]'),
+        signs=(
+            (b'"type"', re.compile(rb'"type"\s*:\s*"(?:response\.(?:completed|incomplete|failed)|error)"')),
+            (b'"error"', re.compile(rb'"error"\s*:\s*[{"]')),
+        ),
         is_final=_is_last_response_event,
         key=b'"input_tokens"',
-        counts=re.compile(rb'"input_tokens"\s*:'),
+        counts=((b'"input_tokens"', re.compile(rb'"input_tokens"\s*:')),),
         data=_data,
     ),
 }

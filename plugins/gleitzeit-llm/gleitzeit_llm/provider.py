@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import time
 from contextlib import aclosing
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gleitzeit_core.errors import FailureKind, InstanceFailure
-from gleitzeit_core.requests import Method
+from gleitzeit_core.provider import checked_cost
+from gleitzeit_core.requests import Method, new_request, new_request_id
 from gleitzeit_core.resources import HttpChannel, Requirements
 from gleitzeit_llm import costs, listings, models, raw, schemas, tokens
 from gleitzeit_llm.apart import apart
 from gleitzeit_llm.dialects import CLIENTS, DIALECTS
-from gleitzeit_llm.failures import explaining
+from gleitzeit_llm.failures import explained, explaining
 from gleitzeit_llm.listings import LOADED, MODELS, SHOW, SHOW_POINT
 from gleitzeit_llm.loading import Downs, Loads
 from gleitzeit_llm.names import Renaming
 from gleitzeit_llm.options import LLMOptions
-from gleitzeit_llm.passthrough import PassThrough, is_final
+from gleitzeit_llm.passed import Passed
+from gleitzeit_llm.passthrough import is_final
 from gleitzeit_llm.protocol import (
     CHAT,
     COUNT_TOKENS,
@@ -36,12 +37,12 @@ from gleitzeit_llm.protocol import (
     write_json,
 )
 from gleitzeit_llm.raw import RawAnswer
-from gleitzeit_llm.upstream import Reply, Upstream
+from gleitzeit_llm.upstream import Upstream
 from gleitzeit_llm.usage import counted, of_canonical
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncGenerator, Iterator, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
     from typing import Unpack
 
     from gleitzeit_core.dispatch import Dispatcher
@@ -138,23 +139,25 @@ class LLMProvider(Renaming):
             UnknownName: There is no such dialect, or no such endpoint in it.
         """
         point, peek = raw.peek(dialect, endpoint, body)
-        options.setdefault("cost", costs.of_size(point.method, len(body), peek.max_output))
         model = self.served(point.method, peek.model, options) if self.renames else peek.model
         if model != peek.model:
             body = models.renamed(body, model)
-        request = self.request_for(point.method, {"model": model}, **options)
-        changes = {
-            "id": request_id or request.id,
-            "body": body,
-            "dialect": dialect,
-            "endpoint": endpoint,
-            "stream": self.method(point.method).streams and point.streams(peek.stream),
-            "requirements": raw.in_order(request.requirements, dialect),
-        }
-        # Nobody else has seen it yet; a changed copy would take as long as all the rest.
-        for name, value in changes.items():
-            object.__setattr__(request, name, value)
-        return request
+        cost, tags, instances = options.pop("cost", None), options.pop("tags", ()), options.pop("instances", ())
+        needs = raw.needs_of(dialect, model)
+        if tags or instances:
+            needs = needs.narrowed(tags=frozenset(tags), instances=frozenset(instances))
+        return new_request(
+            method=point.method,
+            params={"model": model},
+            id=request_id or new_request_id(),
+            body=body,
+            dialect=dialect,
+            endpoint=endpoint,
+            stream=self.method(point.method).streams and point.streams(peek.stream),
+            requirements=needs,
+            cost=costs.of_size(point.method, len(body), peek.max_output) if cost is None else checked_cost(cost),
+            **self.timed(options),
+        )
 
     def requirements(self, request: Request) -> Requirements:
         """The model, for the methods that take one.
@@ -215,11 +218,11 @@ class LLMProvider(Renaming):
             InvalidRequest: The request cannot be put to this api.
         """
         at = _At(instance, api, channel, self._waiting(instance, request))
-        with explaining(api, same_api=api == request.dialect):
+        if request.body is not None and request.dialect == api:
+            return await self._pass(at, request)
+        with explaining(api, same_api=False):
             if request.body is None:
                 return await self._canonical(at, request.method, request.params)
-            if request.dialect == api:
-                return await self._pass(at, request)
             if request.method == SHOW:
                 shown = listings.described(instance, request.params["model"])
                 return raw.answer(request.dialect, write_json(shown, "the answer"))
@@ -232,8 +235,11 @@ class LLMProvider(Renaming):
 
     async def _pass(self, at: _At, request: Request) -> RawAnswer:
         body = models.own_body(at.instance, request.body or b"", request.params["model"])
-        reply = await self._upstream.request(at.http, "POST", request.endpoint, body, at.waiting)
-        return raw.passed(at.api, at.http.url, reply)
+        try:
+            reply = await self._upstream.request(at.http, "POST", request.endpoint, body, at.waiting)
+            return raw.passed(at.api, at.http.url, reply)
+        except InstanceFailure as failure:
+            raise explained(at.api, failure, same_api=True) from None
 
     async def _canonical(self, at: _At, method: str, params: Mapping[str, Any]) -> Json:
         if method == SHOW:
@@ -256,9 +262,7 @@ class LLMProvider(Renaming):
 
     # -- in parts ----------------------------------------------------------------------------------------------
 
-    async def stream_on(
-        self, instance: ResourceInstance, api: str, channel: Channel, request: Request
-    ) -> AsyncGenerator[Any, None]:
+    def stream_on(self, instance: ResourceInstance, api: str, channel: Channel, request: Request) -> AsyncIterator[Any]:
         """The same in parts: canonical parts, or whole lines and events in the caller's API.
 
         What an API answers as a whole although a stream was asked for is one `RawAnswer`.
@@ -268,10 +272,19 @@ class LLMProvider(Renaming):
             InvalidRequest: The request cannot be put to this api.
         """
         at = _At(instance, api, channel, self._waiting(instance, request))
-        with explaining(api, same_api=api == request.dialect):
+        passes = request.body is not None and request.dialect == api and instance.cancellable
+        return self._passed(at, request) if passes else self._explained_parts(at, request)
+
+    def _passed(self, at: _At, request: Request) -> Passed:
+        body = models.own_body(at.instance, request.body or b"", request.params["model"])
+        sent = self._upstream.stream(at.http, "POST", request.endpoint, body, at.waiting)
+        return Passed(at.api, at.http.url, sent)
+
+    async def _explained_parts(self, at: _At, request: Request) -> AsyncGenerator[Any, None]:
+        with explaining(at.api, same_api=at.api == request.dialect):
             source = self._parts(at, request)
-            if not instance.cancellable:
-                source = apart(source, partial(self._loads.keep_work, instance, request))
+            if not at.instance.cancellable:
+                source = apart(source, partial(self._loads.keep_work, at.instance, request))
             async with aclosing(source) as parts:
                 async for part in parts:
                     yield part
@@ -284,17 +297,9 @@ class LLMProvider(Renaming):
         return self._translated_parts(at, request)
 
     async def _passed_parts(self, at: _At, request: Request) -> AsyncGenerator[bytes | RawAnswer, None]:
-        body = models.own_body(at.instance, request.body or b"", request.params["model"])
-        async with self._upstream.stream(at.http, "POST", request.endpoint, body, at.waiting) as response:
-            if not raw.streams(at.api, at.http.url, response.content_type):
-                yield raw.passed(at.api, at.http.url, await Reply.of(response))
-                return
-            watched = PassThrough(at.api)
-            async for data in response.content.iter_any():
-                for whole in watched.feed(data):
-                    yield whole
-            for rest in watched.close():
-                yield rest
+        async with aclosing(self._passed(at, request)) as parts:
+            async for part in parts:
+                yield part
 
     async def _canonical_parts(self, at: _At, method: str, params: Mapping[str, Any]) -> AsyncGenerator[Json, None]:
         loaded = _loaded(at, method, params)
@@ -331,8 +336,7 @@ class LLMProvider(Renaming):
             yield end
 
 
-@dataclass(frozen=True, slots=True)
-class _At:
+class _At(NamedTuple):
     """Where a request is carried out."""
 
     instance: ResourceInstance

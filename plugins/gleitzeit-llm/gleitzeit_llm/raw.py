@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from gleitzeit_core.errors import FailureKind, InstanceFailure, UnknownName
-from gleitzeit_core.resources import ChannelKind, Speaks
-from gleitzeit_llm import usage
+from gleitzeit_core.resources import ChannelKind, Requirements, Speaks
+from gleitzeit_llm import models, usage
 from gleitzeit_llm.dialects import CLIENTS, RESPONSES
 from gleitzeit_llm.listings import SHOW_POINT, peek_show
 from gleitzeit_llm.passthrough import check_object, check_whole
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from gleitzeit_core.requests import Request, Usage
-    from gleitzeit_core.resources import Requirements
     from gleitzeit_llm.dialects.base import Endpoint, Parsed, Peek
     from gleitzeit_llm.upstream import Reply
 
@@ -33,9 +31,8 @@ _ORDER: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class RawAnswer:
-    """A whole answer in the caller's API.
+class RawAnswer(NamedTuple):
+    """A whole answer in the caller's API. A tuple: made for every answer.
 
     Args:
         status: HTTP status, from 200 to 299.
@@ -68,9 +65,9 @@ def peek(dialect: str, path: str, body: bytes) -> tuple[Endpoint, Peek]:
 
 
 @lru_cache(1024)
-def in_order(needs: Requirements, dialect: str) -> Requirements:
-    """`needs` with the APIs in the order that suits a caller's."""
-    return replace(needs, accepts=_ORDER[dialect])
+def needs_of(dialect: str, model: str) -> Requirements:
+    """What a request in the bytes of a client API needs, in the order that suits that API."""
+    return Requirements(accepts=_ORDER[dialect], capabilities=frozenset((models.capability(model),)))
 
 
 def parsed(request: Request) -> Parsed:

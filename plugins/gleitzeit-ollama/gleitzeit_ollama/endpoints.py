@@ -25,6 +25,7 @@ from gleitzeit_ollama.where import HEADER, Where
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 
+    from gleitzeit_gateway.answers import Reply
     from gleitzeit_gateway.call import Call
     from gleitzeit_gateway.endpoints import Endpoint
     from gleitzeit_ollama.fleet import Line
@@ -67,14 +68,14 @@ def _bare_error(error: Exception) -> web.Response:
     return response
 
 
-def _changing(handler: Callable[[Call], Awaitable[web.StreamResponse]]) -> Callable[[Call], Awaitable[Any]]:
+def _changing(handler: Callable[[Call], Awaitable[Reply]]) -> Callable[[Call], Awaitable[Any]]:
     """`handler`, for those only who may change the pool.
 
     Not ``Endpoint.admin``, which wants bodies to be called JSON: Ollama does not care, and curl calls them a form. A
     web page that sends one is known by its origin.
     """
 
-    async def guarded(call: Call) -> web.StreamResponse:
+    async def guarded(call: Call) -> Reply:
         from gleitzeit_gateway.access import is_this_machine  # noqa: PLC0415 - see the module's text
 
         if call.tenant and not call.admin:
@@ -163,7 +164,7 @@ def _note(call: Call, members: Sequence[Member]) -> None:
 # -- what takes long, in steps -------------------------------------------------------------------------------------
 
 
-async def _pull(call: Call) -> web.StreamResponse:
+async def _pull(call: Call) -> Reply:
     fleet, where = _fleet(call), _where(call)
     asked, body = await _asked(call)
     if asked is None:
@@ -173,7 +174,7 @@ async def _pull(call: Call) -> web.StreamResponse:
     return await _told(call, fleet.pull(members, asked.model, insecure=asked.fields.get("insecure") is True), asked)
 
 
-async def _push(call: Call) -> web.StreamResponse:
+async def _push(call: Call) -> Reply:
     fleet, where = _fleet(call), _where(call)
     asked, body = await _asked(call)
     if asked is None:
@@ -183,7 +184,7 @@ async def _push(call: Call) -> web.StreamResponse:
     return await _told(call, fleet.carry_out(members, Job("push", asked.model, asked.fields)), asked)
 
 
-async def _create(call: Call) -> web.StreamResponse:
+async def _create(call: Call) -> Reply:
     fleet, where = _fleet(call), _where(call)
     asked, body = await _asked(call)
     if asked is None:
@@ -194,7 +195,7 @@ async def _create(call: Call) -> web.StreamResponse:
     return await _told(call, fleet.carry_out(members, job), asked)
 
 
-async def _refused_by_one(call: Call, fleet: Fleet, where: Where, body: bytes) -> web.StreamResponse:
+async def _refused_by_one(call: Call, fleet: Fleet, where: Where, body: bytes) -> Reply:
     """Let an Ollama say what is wrong with a body.
 
     Raises:
@@ -206,7 +207,7 @@ async def _refused_by_one(call: Call, fleet: Fleet, where: Where, body: bytes) -
     raise InvalidRequest("no model can be read from the request")
 
 
-async def _told(call: Call, steps: Steps, asked: _Asked) -> web.StreamResponse:
+async def _told(call: Call, steps: Steps, asked: _Asked) -> Reply:
     """The answer to a call that takes long: as a stream of steps, or only the last of them."""
     async with contextlib.aclosing(steps):
         if not asked.steps:

@@ -87,6 +87,10 @@ class RemoteModels:
                 if response.status >= 300:  # noqa: PLR2004 - redirects and errors
                     raise self._refusal(response.status, await _whole(response))
                 yield response
+        except aiohttp.ClientConnectorCertificateError as error:
+            said = getattr(error.certificate_error, "verify_message", error.certificate_error)
+            why = f"its certificate is not trusted: {said}; SSL_CERT_FILE may name who signed it"
+            raise GatewayError(f"{self.url}: {why}", "tls") from None
         except aiohttp.ClientConnectorError as error:
             why = error.os_error.strerror or str(error.os_error)
             raise GatewayDown(f"no gateway at {self.url}: {why}; 'gleitzeit serve' starts one") from None

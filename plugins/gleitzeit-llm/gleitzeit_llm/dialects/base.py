@@ -9,7 +9,7 @@ canonical answer or canonical parts (`decode_answer`, `stream_decoder`), those t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from gleitzeit_llm.protocol import write_json
 
@@ -40,9 +40,8 @@ class Endpoint:
         return self.streams_by_default if stream is None else stream
 
 
-@dataclass(frozen=True, slots=True)
-class Peek:
-    """What a request says on its face.
+class Peek(NamedTuple):
+    """What a request says on its face. A tuple: made for every request.
 
     Args:
         model: The model, as the caller wrote it; never empty.

@@ -1,0 +1,260 @@
+"""One connection of a caller: what comes by it is read, answered in order, and no more is read than is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from typing import TYPE_CHECKING, Final, cast
+
+from gleitzeit_gateway.http_reader import BadRequest, RequestReader
+
+if TYPE_CHECKING:
+    from gleitzeit_gateway.connections import Connection as Guarded
+    from gleitzeit_gateway.http_request import Request
+    from gleitzeit_gateway.http_server import Server
+
+logger = logging.getLogger(__name__)
+
+_SLICE_BYTES: Final = 4096
+"""Of what may be many small requests, looked at in one go."""
+_BODY_SLICE_BYTES: Final = 256 * 1024
+_AHEAD: Final = 8
+"""Requests that are read before their turn has come; whoever sends more of them waits."""
+_LINGER_S: Final = 5.0
+"""A caller whose request was not read to its end has so long to read the answer."""
+_UNREAD_BYTES: Final = 512 * 1024
+"""Of a body; its sender waits while more than this is not taken."""
+
+
+class Connection(asyncio.Protocol):
+    """See the module's text. Its requests are answered by one task, which is cancelled when the caller leaves.
+
+    Args:
+        server: Whose it is.
+
+    Attributes:
+        transport: None once it is closed.
+        task: Answers its requests; None before the first.
+    """
+
+    __slots__ = (
+        *("_arrival", "_drained", "_guarded", "_held", "_lingering", "_lingers", "_loop", "_paused", "_reader"),
+        *("_reading", "_refused", "_server", "answering", "task", "transport"),
+    )
+
+    def __init__(self, server: Server, loop: asyncio.AbstractEventLoop) -> None:
+        self._server, self._loop = server, loop
+        self.transport: asyncio.Transport | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.answering = False
+        self._reader = RequestReader(self)
+        self._refused: BadRequest | None = None
+        self._held = b""
+        self._reading, self._paused, self._lingers = True, False, False
+        self._lingering: asyncio.TimerHandle | None = None
+        self._guarded: Guarded
+        # Set while the task waits: for a request, and for the caller to read.
+        self._arrival: asyncio.Future[None] | None = None
+        self._drained: asyncio.Future[None] | None = None
+
+    def __repr__(self) -> str:
+        """What it does."""
+        doing = "closed" if self.transport is None else "answering" if self.answering else "waiting"
+        return f"<Connection {doing}, {self._reader!r}>"
+
+    @property
+    def ahead(self) -> int:
+        """Requests that were read before their turn has come."""
+        return len(self._reader.requests)
+
+    @property
+    def lingers(self) -> bool:
+        """Whether it was answered for good, and only waits for its caller to notice."""
+        return self._lingers
+
+    # -- what the loop calls -----------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It is open."""
+        self.transport = cast("asyncio.Transport", transport)
+        self._guarded = self._server.guard.opened(self.transport)
+        with contextlib.suppress(OSError, AttributeError):
+            # A caller whose machine is gone would hold it for ever.
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._server.opened(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes have come."""
+        if self._lingers or not self._server.guard.heard(self._guarded, data):
+            return
+        reader = self._reader
+        if self._held or len(data) > _SLICE_BYTES or reader.requests:
+            self._held += data
+            self._read_held()
+        else:
+            self._read(data)
+        if self._refused is not None or reader.requests:
+            self._look()
+
+    def eof_received(self) -> bool:
+        """The caller sends nothing more: it has left, as to every server that looks for callers who leave.
+
+        Returns:
+            False: the transport closes itself.
+        """
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the caller has left, one way or another
+        """It is gone."""
+        self.transport = None
+        self._reader.end()
+        self._reader.dismiss()
+        self._held = b""
+        self._server.guard.lost(self._guarded)
+        self._server.lost(self)
+        if self._lingering is not None:
+            self._lingering.cancel()
+        if self._arrival is not None:
+            self._look()
+        elif self.task is not None:
+            self.task.cancel()
+
+    def pause_writing(self) -> None:
+        """The caller reads slower than we write."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """It has read."""
+        self._paused = False
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+    # -- reading -----------------------------------------------------------------------------------------------
+
+    def _read(self, data: bytes) -> None:
+        try:
+            self._reader.feed(data)
+        except BadRequest as error:
+            self._refused, self._held = error, b""
+            if self._reader.current is not None:
+                # Its own answer will say so.
+                self._reader.current.content.fail(error.message)
+
+    def _read_held(self) -> None:
+        while self._held and not self._full:
+            size = _SLICE_BYTES if self._reader.current is None else _BODY_SLICE_BYTES
+            data, self._held = self._held[:size], self._held[size:]
+            self._read(data)
+        if self._reading and (self._held or self._full) and self.transport is not None:
+            self._reading = False
+            self.transport.pause_reading()
+
+    @property
+    def _full(self) -> bool:
+        current = self._reader.current
+        return len(self._reader.requests) >= _AHEAD or (
+            current is not None and current.content.unread_bytes > _UNREAD_BYTES
+        )
+
+    def read_on(self) -> None:
+        """There is room for more."""
+        if self._reading:
+            return
+        self._read_held()
+        if not (self._held or self._full) and self.transport is not None:
+            self._reading = True
+            if not self.transport.is_closing():
+                self.transport.resume_reading()
+
+    # -- answering ---------------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """Have the task look whether there is something to do."""
+        arrival = self._arrival
+        if self.task is None:
+            self.task = self._loop.create_task(self._serve())
+        elif arrival is not None and not arrival.done():
+            arrival.set_result(None)
+
+    async def _serve(self) -> None:
+        """Answer what comes, in order, until there is nothing more to be answered."""
+        guard = self._server.guard
+        try:
+            while request := await self._next():
+                self.answering = True
+                guard.began(self._guarded)
+                kept = await self._server.answer(request) and request.keep_alive and request.content.complete
+                self.answering = False
+                if self._server.closing or not kept:
+                    self._end(lingers=not request.content.complete)
+                    return
+                guard.ended(self._guarded, kept=not self._reader.requests)
+            self._refuse()
+        finally:
+            self.answering = False
+            if self.transport is not None and not self._lingers:
+                self.transport.close()
+
+    async def _next(self) -> Request | None:
+        """The next request; None when there will be none."""
+        requests = self._reader.requests
+        while not requests:
+            if self._refused is not None or self._reader.over or self._server.closing or self.transport is None:
+                return None
+            self._arrival = self._loop.create_future()
+            try:
+                await self._arrival
+            finally:
+                self._arrival = None
+        request = requests.pop(0)
+        self.read_on()
+        return request
+
+    def _refuse(self) -> None:
+        """Tell a caller who does not speak HTTP, as well as that can be done."""
+        if self._refused is not None and self.transport is not None and not self.transport.is_closing():
+            self.transport.write(self._server.refusal(self._refused))
+            self._end(lingers=True)
+
+    def _end(self, *, lingers: bool) -> None:
+        """Close it. With something unread that would take back what was sent: the caller must have read that first."""
+        transport = self.transport
+        if transport is None or transport.is_closing() or not lingers:
+            return
+        self._lingers, self._held = True, b""
+        self._lingering = self._loop.call_later(_LINGER_S, transport.abort)
+        if transport.can_write_eof():
+            transport.write_eof()
+        if not self._reading:
+            self._reading = True
+            transport.resume_reading()
+
+    async def send(self, data: bytes) -> None:
+        """Send `data`; waits while the caller does not read.
+
+        Raises:
+            ConnectionError: The caller has left.
+        """
+        if self.put(data):
+            await self.drained()
+
+    def put(self, data: bytes) -> bool:
+        """The same without waiting; whether the caller must be waited for."""
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the caller has left")
+        transport.write(data)
+        return self._paused
+
+    async def drained(self) -> None:
+        """Wait until the caller has read."""
+        while self._paused:
+            self._drained = self._loop.create_future()
+            try:
+                await self._drained
+            finally:
+                self._drained = None
+
+    _drain_helper = drained  # aiohttp's writer calls it so.

@@ -1,0 +1,314 @@
+"""One HTTP request as its connection has read it: the head, and the body as it comes.
+
+It is read like aiohttp's own requests, as far as endpoints have use for that, and aiohttp's responses can be sent to
+it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import zlib
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+
+from aiohttp import HttpVersion, HttpVersion10, HttpVersion11, web
+from aiohttp.http_writer import StreamWriter
+from yarl import URL
+
+if TYPE_CHECKING:
+    from aiohttp.base_protocol import BaseProtocol
+    from multidict import CIMultiDict, MultiDictProxy
+
+_VERSIONS: Final = {"1.1": HttpVersion11, "1.0": HttpVersion10}
+_SIMPLE_PATH: Final = re.compile(r"/[\w/.~:@!$&'()*+,;=-]*", re.ASCII)
+_INFLATED_BYTES: Final = 256 * 1024
+_DEFLATE: Final = 8
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_DEFAULT_TYPE: Final = "application/octet-stream"
+
+
+class Carrier(Protocol):
+    """What a request needs of its connection."""
+
+    transport: asyncio.Transport | None
+
+    def read_on(self) -> None:
+        """More of the body can be taken."""
+
+    async def send(self, data: bytes) -> None:
+        """Send a piece of the answer; waits while the caller does not read."""
+
+    def put(self, data: bytes) -> bool:
+        """The same without waiting; whether the caller must be waited for."""
+
+    async def drained(self) -> None:
+        """Wait until the caller has read."""
+
+
+class Body:
+    """The body of a request, one reader at a time.
+
+    Args:
+        carrier: Is told when there is room for more.
+        encoding: How it is compressed; empty for not at all.
+
+    Attributes:
+        complete: Whether all of it has come.
+        unread_bytes: What has come and was not taken, as it was sent.
+    """
+
+    __slots__ = ("_carrier", "_encoding", "_error", "_inflate", "_parts", "_waiter", "complete", "unread_bytes")
+
+    def __init__(self, carrier: Carrier, encoding: str = "") -> None:
+        self._carrier, self._encoding = carrier, encoding
+        self._parts: list[bytes] = []
+        self._waiter: asyncio.Future[None] | None = None
+        self._error = ""
+        self._inflate: Any = None
+        self.complete = False
+        self.unread_bytes = 0
+
+    def __repr__(self) -> str:
+        """How much of it is there."""
+        return f"<Body {self.unread_bytes} bytes unread{', complete' if self.complete else ''}>"
+
+    # -- what the connection calls -----------------------------------------------------------------------------
+
+    def feed(self, data: bytes) -> None:
+        """A piece has come."""
+        self._parts.append(data)
+        self.unread_bytes += len(data)
+        if self._waiter is not None:
+            self._wake()
+
+    def end(self) -> None:
+        """All of it has come."""
+        self.complete = True
+        if self._waiter is not None:
+            self._wake()
+
+    def fail(self, text: str) -> None:
+        """It broke off, or is not what its headers say."""
+        if not self.complete:
+            self._error = text
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # -- what its reader calls ---------------------------------------------------------------------------------
+
+    def is_eof(self) -> bool:
+        """Whether all of it has come; some of it may not be taken yet."""
+        return self.complete
+
+    def take_whole(self) -> bytes | None:
+        """All of it, where all has come and was not compressed; None elsewhere."""
+        if not self.complete or self._encoding:
+            return None
+        parts, self.unread_bytes = self._parts, 0
+        if len(parts) == 1:
+            return parts.pop()
+        data = b"".join(parts)
+        parts.clear()
+        return data
+
+    async def readany(self) -> bytes:
+        """What has come, decompressed, at most a few hundred kilobytes of it; empty at its end.
+
+        Raises:
+            RequestPayloadError: It is not encoded as its headers say.
+        """
+        while True:
+            if self._inflate is not None and self._inflate.unconsumed_tail:
+                return self._inflated(self._inflate.unconsumed_tail)
+            if self._parts:
+                data = self._parts.pop(0)
+                self.unread_bytes -= len(data)
+                self._carrier.read_on()
+                data = self._inflated(data) if self._encoding else data
+                if data:
+                    return data
+            elif self._error:
+                raise web.RequestPayloadError(self._error)
+            elif self.complete:
+                if self._inflate is not None and not self._inflate.eof:
+                    raise web.RequestPayloadError("its compressed body has no end")
+                return b""
+            else:
+                await self._wait()
+
+    async def _wait(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _inflated(self, data: bytes) -> bytes:
+        """Some of what `data` becomes: a few bytes may become very many."""
+        if self._inflate is None:
+            if self._encoding not in ("gzip", "deflate"):
+                raise web.RequestPayloadError(f"Content-Encoding: {self._encoding} is not supported")
+            # Some senders leave out the two bytes that a deflated body begins with.
+            bare = self._encoding == "deflate" and data[0] & 0xF != _DEFLATE
+            self._inflate = zlib.decompressobj(wbits=-zlib.MAX_WBITS if bare else zlib.MAX_WBITS | 32)
+        try:
+            return cast("bytes", self._inflate.decompress(data, _INFLATED_BYTES))
+        except zlib.error:
+            raise web.RequestPayloadError("its body is not compressed as it says") from None
+
+
+class Request:
+    """One request.
+
+    Args:
+        carrier: Its connection.
+        method: In capitals.
+        target: What was asked for, as it was sent.
+        version: ``1.1`` or ``1.0``.
+        headers: Case does not count in their names.
+        keep_alive: Whether another request may follow it.
+
+    Attributes:
+        carrier: As given.
+        content: The body.
+        started: Whether anything of an answer was sent.
+    """
+
+    __slots__ = (
+        *("_path", "_url", "_writer", "carrier", "content", "content_length", "headers", "keep_alive"),
+        *("method", "started", "target", "version"),
+    )
+
+    def __init__(
+        self, carrier: Carrier, method: str, target: str, version: str, headers: CIMultiDict[str], *, keep_alive: bool
+    ) -> None:
+        self.carrier = carrier
+        self.method, self.target, self.headers, self.keep_alive = method, target, headers, keep_alive
+        self.version: HttpVersion = _VERSIONS[version]
+        length = headers.get("Content-Length")
+        self.content_length = None if length is None else int(length)
+        self.content = Body(carrier, _encoding(headers))
+        self.started = False
+        self._url: URL | None = None
+        self._path = target if _SIMPLE_PATH.fullmatch(target) else self.url.path
+        self._writer: StreamWriter | None = None
+
+    def __repr__(self) -> str:
+        """What was asked for, without a query, which may hold a secret."""
+        return f"<Request {self.method} {self._path}>"
+
+    # -- what was asked ----------------------------------------------------------------------------------------
+
+    @property
+    def path(self) -> str:
+        """Decoded, without the query."""
+        return self._path
+
+    @property
+    def url(self) -> URL:
+        """What was asked for.
+
+        Raises:
+            ValueError: It is no URL.
+        """
+        if self._url is None:
+            self._url = _parsed(self.target)
+        return self._url
+
+    @property
+    def query(self) -> MultiDictProxy[str]:
+        """The parameters after the question mark."""
+        return self.url.query
+
+    @property
+    def content_type(self) -> str:
+        """In lower case, without parameters; ``application/octet-stream`` when nothing is said."""
+        said = self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        return said if said.count("/") == 1 else _DEFAULT_TYPE
+
+    @property
+    def can_read_body(self) -> bool:
+        """Whether there is something of a body to be read, or may come."""
+        return not self.content.complete or self.content.unread_bytes > 0
+
+    @property
+    def remote(self) -> str | None:
+        """The address of its sender; None where there is none."""
+        peer = None if self.transport is None else self.transport.get_extra_info("peername")
+        return str(peer[0]) if isinstance(peer, tuple) else None
+
+    @property
+    def transport(self) -> asyncio.Transport | None:
+        """What it came by; None once that is closed."""
+        return self.carrier.transport
+
+    async def read(self, limit_bytes: int) -> bytes:
+        """The whole body.
+
+        Raises:
+            HTTPRequestEntityTooLarge: It is larger than `limit_bytes`.
+            RequestPayloadError: It is not encoded as its headers say.
+        """
+        whole = self.content.take_whole()
+        if whole is None:
+            body = bytearray()
+            while data := await self.content.readany():
+                body += data
+                if len(body) > limit_bytes:
+                    break
+            whole = bytes(body)
+        if len(whole) > limit_bytes:
+            raise web.HTTPRequestEntityTooLarge(limit_bytes, len(whole))
+        return whole
+
+    def invite(self) -> None:
+        """Tell a sender who waits for it that its body is welcome. That is no part of the answer."""
+        expected = self.headers.get("Expect", "").lower() == "100-continue"
+        if expected and self.version >= HttpVersion11 and not self.content.complete and self.transport is not None:
+            self.transport.write(_CONTINUE)
+
+    async def send(self, data: bytes) -> None:
+        """Send a piece of the answer; waits while the caller does not read.
+
+        Raises:
+            ConnectionError: The caller has left.
+        """
+        self.started = True
+        await self.carrier.send(data)
+
+    # -- what aiohttp's responses need -------------------------------------------------------------------------
+
+    @property
+    def task(self) -> asyncio.Task[Any] | None:
+        """Who answers it."""
+        return asyncio.current_task()
+
+    @property
+    def _payload_writer(self) -> StreamWriter:
+        if self._writer is None:
+            self.started = True
+            self._writer = StreamWriter(cast("BaseProtocol", self.carrier), asyncio.get_running_loop())
+        return self._writer
+
+    async def _prepare_hook(self, response: web.StreamResponse) -> None:
+        """Nothing is left to be done."""
+
+
+def _encoding(headers: CIMultiDict[str]) -> str:
+    said = headers.get("Content-Encoding")
+    said = said and said.strip().lower()
+    return said if said in ("gzip", "deflate", "br", "zstd") else ""
+
+
+def _parsed(target: str) -> URL:
+    """A target as a URL; its path is as it stands, escapes and dots included."""
+    if not target.startswith("/"):
+        url = URL(target, encoded=True)
+        if not url.scheme and target != "*":
+            raise ValueError("no absolute URL")
+        return url
+    path, _, rest = target.partition("#")[0].partition("?")
+    return URL.build(path=path, query_string=rest, encoded=True)

@@ -1,0 +1,119 @@
+"""The server: its connections and their end. How many there may be and how long they may wait, `connections` knows."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from gleitzeit_gateway.http_connection import Connection
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from gleitzeit_gateway.connections import Connections
+    from gleitzeit_gateway.http_reader import BadRequest
+    from gleitzeit_gateway.http_request import Request
+
+logger = logging.getLogger(__name__)
+
+_REFUSED: Final = (
+    b"HTTP/1.1 %d %b\r\nServer: gleitzeit\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    b"Content-Length: %d\r\n\r\n"
+)
+_FAILED: Final = b"HTTP/1.1 500 Internal Server Error\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+class Server:
+    """Makes a connection for each caller; give it to ``loop.create_server``.
+
+    Args:
+        handler: Answers a request, and says whether its connection can be kept. Cancelled when the caller leaves.
+        guard: Is told what happens on connections, and closes those that there should not be.
+
+    Attributes:
+        connections: Those that are open.
+        guard: As given.
+        closing: Whether requests that have not begun will not be answered any more.
+    """
+
+    def __init__(self, handler: Callable[[Request], Awaitable[bool]], guard: Connections) -> None:
+        self._handler, self.guard = handler, guard
+        self.connections: set[Connection] = set()
+        self._emptied = asyncio.Event()
+        self.closing = False
+
+    def __repr__(self) -> str:
+        """How many connections."""
+        return f"<Server {len(self.connections)} connections>"
+
+    def __call__(self) -> Connection:
+        """A connection that is not made yet."""
+        return Connection(self, asyncio.get_running_loop())
+
+    # -- what connections call ---------------------------------------------------------------------------------
+
+    def opened(self, connection: Connection) -> None:
+        """One more."""
+        self.connections.add(connection)
+
+    def lost(self, connection: Connection) -> None:
+        """One fewer."""
+        self.connections.discard(connection)
+        if not self.connections:
+            self._emptied.set()
+
+    async def answer(self, request: Request) -> bool:
+        """Answer a request; whether its connection can be kept."""
+        try:
+            return await self._handler(request)
+        except Exception:
+            logger.exception("%r failed", request)
+            if not request.started and request.transport is not None:
+                request.transport.write(_FAILED)
+            return False
+
+    def refusal(self, error: BadRequest) -> bytes:
+        """The answer to what is no request."""
+        text = f"this is no HTTP request: {error.message}"
+        body = msgspec.json.encode({"error": {"code": "bad_request", "message": text, "retryable": False}})
+        return _REFUSED % (error.status, HTTPStatus(error.status).phrase.encode(), len(body)) + body
+
+    # -- the end -----------------------------------------------------------------------------------------------
+
+    def pre_shutdown(self) -> None:
+        """Answer nothing that has not begun, and close the connections that wait."""
+        self.closing = True
+        for connection in tuple(self.connections):
+            if not connection.answering:
+                _close(connection)
+
+    async def shutdown(self, limit_s: float) -> None:
+        """Let what is answered come to its end, for so long at most; then cut it."""
+        self.pre_shutdown()
+        if self.connections:
+            self._emptied.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(limit_s):
+                    await self._emptied.wait()
+        tasks = [connection.task for connection in self.connections if connection.task is not None]
+        for connection in tuple(self.connections):
+            _abort(connection)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+def _close(connection: Connection) -> None:
+    if connection.transport is not None:
+        connection.transport.close()
+
+
+def _abort(connection: Connection) -> None:
+    if connection.transport is not None:
+        connection.transport.abort()

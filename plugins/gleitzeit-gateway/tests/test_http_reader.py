@@ -1,0 +1,245 @@
+"""Requests as bytes: any way they are cut, whatever limits they break; a second reader, h11, says what they mean."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Final
+
+import h11
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gleitzeit_gateway.http_reader import MAX_FIELD_BYTES, MAX_FIELDS, MAX_HEAD_BYTES, BadRequest, RequestReader
+
+TOKEN: Final = st.text("abcXYZ019-_!#$%&'*+.^`|~", min_size=1, max_size=12)
+VALUE: Final = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=20)
+TARGET: Final = st.text("abc/%20?&=~.:@-", max_size=30).map("/{}".format)
+# What decides where a body ends, and what this project looks at, is not for chance to say.
+RESERVED: Final = frozenset(
+    ("content-length", "transfer-encoding", "connection", "upgrade", "host", "expect", "content-encoding")
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request as it is meant."""
+
+    method: str
+    target: str
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+    chunks: tuple[int, ...] | None
+
+    def sent(self) -> bytes:
+        """As it goes over the wire."""
+        lines = [f"{self.method} {self.target} HTTP/1.1", "Host: x", *(f"{k}: {v}" for k, v in self.headers)]
+        if self.chunks is None:
+            return "\r\n".join([*lines, f"Content-Length: {len(self.body)}", "", ""]).encode() + self.body
+        top = "\r\n".join([*lines, "Transfer-Encoding: chunked", "", ""]).encode()
+        cuts = sorted({0, len(self.body), *(cut % (len(self.body) + 1) for cut in self.chunks)})
+        parts = [self.body[a:b] for a, b in itertools.pairwise(cuts)]
+        return top + b"".join(b"%x;x=y\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\nTrailer: t\r\n\r\n"
+
+
+ASKED: Final = st.builds(
+    Asked,
+    st.sampled_from(["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"]),
+    TARGET,
+    st.lists(st.tuples(TOKEN.filter(lambda name: name.lower() not in RESERVED), VALUE), max_size=5).map(tuple),
+    st.binary(max_size=60),
+    st.none() | st.lists(st.integers(0, 1000), max_size=4).map(tuple),
+)
+
+
+class Line:
+    """Stands for a connection."""
+
+    transport = None
+
+    def read_on(self) -> None:
+        """Nothing is held back."""
+
+    async def send(self, data: bytes) -> None:
+        """Nothing is answered."""
+
+    def put(self, data: bytes) -> bool:
+        """Nor so."""
+        return not data
+
+    async def drained(self) -> None:
+        """At once."""
+
+
+def read(*pieces: bytes) -> RequestReader:
+    """A reader that was fed these."""
+    reader = RequestReader(Line())
+    for piece in pieces:
+        reader.feed(piece)
+    return reader
+
+
+def found(reader: RequestReader) -> list[tuple[str, str, list[tuple[str, str]], bytes | None]]:
+    """What it has read: method, target, headers, and the body where all of it is there."""
+    return [(one.method, one.target, [*one.headers.items()], one.content.take_whole()) for one in [*reader.requests]]
+
+
+def cut(data: bytes, cuts: list[int]) -> list[bytes]:
+    """`data` in pieces."""
+    places = sorted({0, len(data), *(place % (len(data) + 1) for place in cuts)})
+    return [data[a:b] for a, b in itertools.pairwise(places)]
+
+
+@given(st.lists(ASKED, min_size=1, max_size=4), st.lists(st.integers(0, 10_000), max_size=12))
+@settings(max_examples=150, deadline=None)
+def test_requests_cut_anywhere(asked: list[Asked], cuts: list[int]) -> None:
+    """However requests are cut on their way, those are read that were sent, in order, with all their bytes."""
+    reader = read(*cut(b"".join(one.sent() for one in asked), cuts))
+    assert [(m, t, body) for m, t, _, body in found(reader)] == [(one.method, one.target, one.body) for one in asked]
+    for one, (_, _, headers, _) in zip(asked, found(reader), strict=True):
+        assert [pair for pair in headers if pair[0].lower() not in RESERVED] == list(one.headers)
+    assert (reader.current, reader.begun, reader.over) == (None, False, False)
+
+
+def second_opinion(data: bytes) -> list[tuple[str, str, bytes]] | None:
+    """What h11 reads of `data`: whole requests; None when it refuses any of it."""
+    connection, requests = h11.Connection(h11.SERVER, max_incomplete_event_size=10**6), []
+    body, head = b"", None
+    try:
+        connection.receive_data(data)
+        while True:
+            event = connection.next_event()
+            if isinstance(event, h11.Request):
+                head, body = event, b""
+            elif isinstance(event, h11.Data):
+                body += bytes(event.data)
+            elif isinstance(event, h11.EndOfMessage) and head is not None:
+                requests.append((head.method.decode(), head.target.decode(), body))
+                connection.send(h11.Response(status_code=204, headers=[]))
+                connection.send(h11.EndOfMessage())
+                if connection.their_state is not h11.DONE:
+                    return requests
+                connection.start_next_cycle()
+            else:
+                return requests
+    except h11.RemoteProtocolError:
+        return None
+
+
+@given(
+    st.lists(ASKED, min_size=1, max_size=2),
+    st.lists(st.tuples(st.integers(0, 10_000), st.binary(max_size=4)), max_size=3),
+)
+@settings(max_examples=300, deadline=None)
+def test_never_another_meaning(asked: list[Asked], changes: list[tuple[int, bytes]]) -> None:
+    """Bytes that were tampered with are refused, or mean to us what they mean to h11: nothing can be smuggled past."""
+    data = b"".join(one.sent() for one in asked)
+    for place, instead in changes:
+        at = place % (len(data) + 1)
+        data = data[:at] + instead + data[at + len(instead) :]
+    reader = RequestReader(Line())
+    try:
+        reader.feed(data)
+    except BadRequest:
+        return
+    whole = [(m, t, b) for (m, t, _, b), one in zip(found(reader), reader.requests, strict=True) if b is not None]
+    opinion = second_opinion(data)
+    if opinion is not None:
+        least = min(len(whole), len(opinion))
+        assert whole[:least] == opinion[:least]
+
+
+@given(st.binary(max_size=200), st.lists(st.integers(0, 300), max_size=5))
+@settings(max_examples=300, deadline=None)
+def test_anything_at_all(data: bytes, cuts: list[int]) -> None:
+    """Whatever comes is read, waited for, or refused with a status; nothing else is ever raised."""
+    reader = RequestReader(Line())
+    for piece in cut(data, cuts):
+        try:
+            reader.feed(piece)
+        except BadRequest as error:
+            assert error.status in (400, 414, 431)
+            assert error.message
+            return
+
+
+# -- limits and refusals -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET /" + b"x" * MAX_FIELD_BYTES + b" HTTP/1.1\r\n\r\n", 414),
+        (b"GET / HTTP/1.1\r\nX: " + b"x" * MAX_FIELD_BYTES + b"\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * (MAX_FIELDS + 1) + b"\r\n", 431),
+        (b"GET / HTTP/1.1\r\n" + (b"X: " + b"y" * 1000 + b"\r\n") * (MAX_HEAD_BYTES // 1000 + 1) + b"\r\n", 431),
+        (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + b"X: y\r\n" * (MAX_FIELDS + 1), 431),
+        (b"GET / HTTP/2.0\r\n\r\n", 400),
+        (b"GET /\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
+        (b"GET http://[/ HTTP/1.1\r\n\r\n", 400),
+        (b"GET nothing HTTP/1.1\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nX : y\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nX: y\r\n folded\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nX: a\x00b\r\n\r\n", 400),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+    ],
+)
+def test_what_is_refused(sent: bytes, status: int) -> None:
+    """Each limit and each ambiguity is refused with its own status, at once or a byte at a time."""
+    for pieces in ([sent], [sent[at : at + 1] for at in range(len(sent))]):
+        with pytest.raises(BadRequest) as caught:
+            read(*pieces)
+        assert caught.value.status == status
+
+
+def test_what_has_no_end() -> None:
+    """A line that never ends is refused before it fills the memory: between requests, in a head, between chunks."""
+    for begun in (b"", b"GET / HTTP/1.1\r\nX: ", b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1;"):
+        reader, more = read(begun), b"x" * 1024 if begun else b"\r\n" * 512
+        for _ in range(MAX_FIELD_BYTES // 1024 - 1):
+            reader.feed(more)
+        with pytest.raises(BadRequest):
+            read(begun, *([more] * 100))
+
+
+def test_nothing_after_the_last() -> None:
+    """After a request that closes its connection nothing is read; after an upgrade, which is declined, all is."""
+    reader = read(b"GET /a HTTP/1.1\r\nConnection: close\r\n\r\nGET /b HTTP/1.1\r\n\r\n")
+    assert ([one.path for one in reader.requests], reader.over) == (["/a"], True)
+    offer = b"POST /a HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: x\r\n%b\r\n\r\n"
+    for framed in (
+        offer % b"Content-Length: 2" + b"hi",
+        offer % b"Transfer-Encoding: chunked" + b"2\r\nhi\r\n0\r\n\r\n",
+    ):
+        reader = read(framed + offer % b"X: y" + b"GET /b HTTP/1.1\r\n\r\n")
+        assert [(one.path, one.content.take_whole()) for one in reader.requests] == [
+            ("/a", b"hi"),
+            ("/a", b""),
+            ("/b", b""),
+        ]
+    tunnel = read(b"CONNECT a:80 HTTP/1.1\r\n\r\nGET /b HTTP/1.1\r\n\r\n")
+    assert ([one.method for one in tunnel.requests], tunnel.over) == (["CONNECT"], True)
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "query"),
+    [
+        (b"/api/tags", "/api/tags", {}),
+        (b"/%61pi/tags?a=%20b&c", "/api/tags", {"a": " b", "c": ""}),
+        (b"/a/../b#x", "/a/../b", {}),
+        (b"//a/b", "//a/b", {}),
+        (b"http://localhost:1/api/tags?a=b", "/api/tags", {"a": "b"}),
+        (b"*", "*", {}),
+    ],
+)
+def test_targets(target: bytes, path: str, query: dict[str, str]) -> None:
+    """A path is decoded, and neither cleaned up nor mixed up with its query."""
+    (request,) = read(b"OPTIONS " + target + b" HTTP/1.1\r\n\r\n").requests
+    assert (request.path, dict(request.query)) == (path, query)
+    assert repr(request) == f"<Request OPTIONS {path}>"
