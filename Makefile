@@ -7,10 +7,10 @@ RUN := .venv/.installed-run
 DEV := .venv/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-full lint format typing packages bench docs clean
+.PHONY: help setup serve test test-full test-fidelity test-faults test-image test-attacks lint format typing packages bench docs clean
 
 help:  ## what there is to make
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo '  ARGS="..." goes on to the command; PYTHON=... chooses the interpreter.'
 
@@ -32,6 +32,18 @@ test: $(DEV)  ## set up, then run the tests
 
 test-full: $(DEV)  ## all tests, the slow ones and the packaging check too
 	@. tools/uv-env.sh && exec .venv/bin/pytest -m "" $(ARGS)
+
+test-fidelity: $(DEV)  ## recordings, official clients, translation tables
+	@.venv/bin/pytest -m fidelity $(ARGS)
+
+test-faults: $(DEV)  ## servers and clients that misbehave, at full size
+	@GLEITZEIT_FULL_SIZE=1 .venv/bin/pytest -m faults $(ARGS)
+
+test-image:  ## build the Python image that the Docker tests use, without a registry
+	@tools/test-image.sh
+
+test-attacks: $(DEV)  ## code that tries to break out of a container, on a real Docker Engine
+	@GLEITZEIT_FULL_SIZE=1 .venv/bin/pytest -m attacks $(ARGS)
 
 lint: typing  ## ruff (rules and format) and mypy
 	@.venv/bin/ruff check .

@@ -1,0 +1,1 @@
+"""Python runners for Gleitzeit as child processes, for code you trust."""

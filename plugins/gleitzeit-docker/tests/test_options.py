@@ -1,0 +1,187 @@
+"""Options and profiles: what is refused, and what containers are told."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pydantic import ValidationError
+
+from gleitzeit_docker.address import from_environment
+from gleitzeit_docker.containers import agent_options, config
+from gleitzeit_docker.options import DockerOptions
+from gleitzeit_docker.profiles import AGENT_CAPABILITIES, BUILT_IN
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SERVER = {"api": "ollama", "port": 11434, "network": "bridge"}
+
+
+def checked(data: dict[str, Any], **context: Any) -> DockerOptions:  # noqa: ANN401 - as pydantic has it
+    """As a configuration is checked."""
+    return DockerOptions.model_validate(data, context=context)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        ({"profile": "sandbxed"}, "unknown profile 'sandbxed'; known: .*sandboxed"),
+        ({"profiles": {"trusted": {}}}, "must not redefine trusted"),
+        ({"profiles": {"mine": {"base": "none"}}}, "trusted"),
+        ({"profiles": {"mine": {"memry": "1g"}}}, "memry"),
+        ({"memory": "lots"}, "a size is a number of bytes"),
+        ({"memory": "1k"}, "greater than or equal to 6291456"),
+        ({"memory": -1}, "greater than or equal"),
+        ({"cpus": 0}, "greater than 0"),
+        ({"pids": 1}, "greater than or equal to 4"),
+        ({"network": "host"}, "shares no network with the host"),
+        ({"network": "container:other"}, "shares no network"),
+        ({"capabilities": ["ALL"]}, "never ALL"),
+        ({"tmpfs": {"tmp": "1m"}}, "no directory that can be mounted"),
+        ({"tmpfs": {"/srv/../etc": "1m"}}, "no directory that can be mounted"),
+        ({"seccomp": "/no/such/file"}, "is no seccomp profile"),
+        ({"engines": ["http://host"]}, "must begin with unix://, tcp://, ssh://"),
+        ({"engines": ["tcp://host"]}, "needs a port"),
+        ({"engines": ["unix://host/path"]}, "needs a path"),
+        ({"engines": ["ssh://"]}, "names no host"),
+        ({"engines": ["tcp://a:1", "tcp://a:1"]}, "twice"),
+        ({"engines": [{"url": "ssh://a", "tls": {}}]}, "'tls' is for URLs"),
+        ({"engines": [{"url": "tcp://a:1", "tls": {"ca": "/no/such"}}]}, "no such file"),
+        ({"api": "ollama"}, "needs 'port'"),
+        ({"api": "ollama", "port": 1}, "set network: bridge"),
+        ({**SERVER, "engines": ["tcp://far:2375"]}, "needs 'published_at'"),
+        ({"port": 1}, "has no port"),
+        ({"max_concurrent": 2}, "one user at a time"),
+        ({"environment": {"A=B": "x"}}, "no environment can have"),
+        ({"health_path": "health"}, "pattern"),
+        ({"min_total": 5, "max_total": 4}, "min_total must not be above"),
+    ],
+    ids=lambda value: json.dumps(value)[:50] if isinstance(value, dict) else "",
+)
+def test_what_is_wrong_is_refused(data: dict[str, Any], reason: str) -> None:
+    """At check, before anything starts, with a sentence that says why."""
+    with pytest.raises(ValidationError, match=reason):
+        checked(data)
+
+
+@pytest.mark.parametrize(
+    ("source", "allowed", "reason"),
+    [
+        ("/srv/data", [], "not in or below any of 'allowed_volumes'"),
+        ("/srv/data", ["/srv/dat"], "not in or below"),
+        ("/srv/data/../../etc", ["/srv/data"], r"without '\.\.'"),
+        ("srv", ["/srv"], "absolute"),
+        ("/var/run/docker.sock", ["/"], "a container never gets that"),
+        ("/run/docker.sock", ["/run"], "a container never gets that"),
+        ("/var/run", ["/"], "a container never gets that"),
+        ("/", ["/"], "a container never gets that"),
+        ("/opt/engine.sock", ["/opt"], "a container never gets that"),
+        ("/run/containerd", ["/run"], "a container never gets that"),
+    ],
+)
+def test_volumes_come_from_the_allow_list_and_are_never_the_engines_socket(
+    source: str, allowed: list[str], reason: str
+) -> None:
+    """Nor a directory that holds it, whatever is allowed."""
+    data = {"volumes": [{"source": source, "target": "/data"}], "allowed_volumes": allowed}
+    with pytest.raises(ValidationError, match=reason):
+        checked({**data, "engines": ["unix:///opt/engine.sock"]})
+
+
+def test_a_link_to_the_socket_is_the_socket(tmp_path: Path) -> None:
+    """It is looked at where it leads."""
+    link = tmp_path / "harmless"
+    link.symlink_to("/run/docker.sock")
+    data = {"volumes": [{"source": str(link), "target": "/data"}], "allowed_volumes": [str(tmp_path)]}
+    with pytest.raises(ValidationError, match="a container never gets that"):
+        checked(data)
+
+
+def test_a_volume_that_is_allowed_is_mounted_read_only(tmp_path: Path) -> None:
+    """Unless it says otherwise."""
+    volume = {"source": str(tmp_path / "below"), "target": "/data"}
+    made = config(checked({"volumes": [volume], "allowed_volumes": [str(tmp_path)]}), {}, hub="x")
+    (mount,) = made["HostConfig"]["Mounts"]
+    assert mount == {"Type": "bind", "Source": volume["source"], "Target": "/data", "ReadOnly": True}
+
+
+@pytest.mark.parametrize("name", sorted(BUILT_IN))
+def test_each_profile_limits_what_a_container_may_have(name: str) -> None:
+    """Memory without swap, processes, files, capabilities and privileges, in all of them; only one has a network."""
+    host = config(checked({"profile": name}), {}, hub="x")["HostConfig"]
+    assert host["Memory"] == host["MemorySwap"] > 0
+    assert host["PidsLimit"] > 0
+    assert host["CapDrop"] == ["ALL"]
+    assert tuple(host["CapAdd"]) == AGENT_CAPABILITIES
+    assert host["SecurityOpt"] == ["no-new-privileges"]
+    assert host["Privileged"] is False
+    assert {limit["Name"] for limit in host["Ulimits"]} == {"core", "nofile"}
+    assert (host["NetworkMode"] == "none") == (name != "trusted")
+    assert host["ReadonlyRootfs"] == (name != "trusted")
+    assert all("nosuid,nodev" in mount and "size=" in mount for mount in host["Tmpfs"].values())
+
+
+def test_a_profile_of_ones_own_overrides_single_fields(tmp_path: Path) -> None:
+    """The rest stays as in its base; and what the hub says stands above both."""
+    (tmp_path / "strict.json").write_text('{"defaultAction": "SCMP_ACT_ERRNO"}')
+    mine = {"base": "untrusted", "memory": "1.5g", "seccomp": "strict.json", "tmpfs": {"/work": "1m"}}
+    options = checked({"profiles": {"mine": mine}, "profile": "mine", "pids": 99}, base_dir=tmp_path)
+    used = options.profile_used()
+    assert (used.memory, used.pids, used.single_use, used.cpus) == (
+        1536 * 1024**2,
+        99,
+        True,
+        BUILT_IN["untrusted"].cpus,
+    )
+    host = config(options, {}, hub="x")["HostConfig"]
+    assert host["SecurityOpt"] == ["no-new-privileges", 'seccomp={"defaultAction": "SCMP_ACT_ERRNO"}']
+    assert host["Tmpfs"] == {"/work": f"rw,nosuid,nodev,mode=1777,size={1024**2}"}
+    assert agent_options(options).places == ("/work",)
+    assert options.base_used() == "untrusted"
+
+
+def test_payloads_are_never_root() -> None:
+    """The agent makes them somebody else; where it is not root itself, it cannot, and need not."""
+    assert agent_options(checked({})).user == (65534, 65534)
+    assert agent_options(checked({"user": "1000:1000"})).user is None
+
+
+def test_secrets_are_not_shown() -> None:
+    """Neither by the options, nor by what a container of a runner is told."""
+    options = checked({"environment": {"TOKEN": "hidden"}})
+    assert "hidden" not in repr(options)
+    assert "hidden" not in json.dumps(config(options, {}, hub="x"))
+    assert agent_options(options).environment == {"TOKEN": "hidden"}
+
+
+def test_a_server_gets_its_port_on_loopback_only() -> None:
+    """On this machine; and its own command and environment."""
+    made = config(checked({**SERVER, "command": ["serve"], "environment": {"A": "b"}}), {}, hub="x")
+    assert made["HostConfig"]["PortBindings"] == {"11434/tcp": [{"HostIp": "127.0.0.1", "HostPort": ""}]}
+    assert (made["Cmd"], made["Env"]) == (["serve"], ["A=b"])
+
+
+def test_the_environment_names_the_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As for Docker's own tools, TLS included."""
+    for name in ("DOCKER_HOST", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    assert from_environment().url == "unix:///var/run/docker.sock"
+    monkeypatch.setenv("DOCKER_HOST", "tcp://far:2376")
+    assert from_environment().tls is None
+    monkeypatch.setenv("DOCKER_TLS_VERIFY", "1")
+    monkeypatch.setenv("DOCKER_CERT_PATH", str(tmp_path))
+    tls = from_environment().tls
+    assert tls is not None
+    assert (tls.ca, tls.verify) == (str(tmp_path / "ca.pem"), True)
+
+
+def test_options_without_the_sdk() -> None:
+    """A configuration is checked, and commands are listed, before anything heavy is imported."""
+    import subprocess  # noqa: PLC0415 - only here
+    import sys  # noqa: PLC0415 - only here
+
+    code = "import gleitzeit_docker.options, gleitzeit_docker.plugin, gleitzeit_docker.hub, sys; print('docker' in sys.modules, 'requests' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "False False\n"

@@ -1,0 +1,1 @@
+"""The protocol `python`, and the runner that carries it out in containers and processes."""

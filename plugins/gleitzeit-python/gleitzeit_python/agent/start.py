@@ -1,0 +1,35 @@
+"""Starts an agent: first the zygote, while there is little to fork, then all the rest."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+from gleitzeit_python.agent import frames, system
+from gleitzeit_python.agent.zygote import Zygote
+
+
+def main(parts: dict[str, str]) -> None:
+    """Be an agent, whose options come in a first frame.
+
+    Args:
+        parts: This program, by the names of its modules.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    system.hide_memory()
+    decoder = frames.Decoder()
+    found: list[tuple[int, int, bytes]] = []
+    while not found:
+        data = os.read(0, 1 << 16)
+        if not data:
+            return
+        found = decoder.feed(data)
+    _, fence, content = found[0]
+    options = json.loads(content)
+    zygote = Zygote(options["preload"])
+    # The zygote had no use for it.
+    from gleitzeit_python.agent.agent import Agent  # noqa: PLC0415
+
+    Agent(options, fence, parts, zygote).live()
