@@ -227,36 +227,24 @@ def measure(contender: Contender, lua: Path, seconds: int, connections: int = CO
 def check(url: str, *, slow: bool = False) -> None:
     """See that an answer and a stream come through whole, before anything is measured; or that a stream begins."""
     if slow:
-        _until_it_streams(url)
+        _asked(url, slow_streams.MODEL, stream=True, most_bytes=10)
         return
     for stream, wanted in ((False, b'"finish_reason":"stop"'), (True, b"data: [DONE]")):
-        body = json.dumps({"model": MODEL, "stream": stream, "messages": [{"role": "user", "content": "hi"}]})
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
-        request = urllib.request.Request(url + _PATH, body.encode(), headers)  # noqa: S310 - ours
-        limit = time.monotonic() + _START_S
-        while True:
-            try:
-                with urllib.request.urlopen(request, timeout=_START_S) as answer:  # noqa: S310 - ours
-                    found = answer.read()
-                break
-            except urllib.error.URLError as error:
-                if time.monotonic() > limit:
-                    raise SystemExit(f"{url}: {error}") from error
-                time.sleep(0.1)
+        found = _asked(url, MODEL, stream=stream)
         if wanted not in found or (stream and found.count(b"data: ") != CHUNKS):
             raise SystemExit(f"{url} answered {found!r}")
 
 
-def _until_it_streams(url: str) -> None:
-    body = json.dumps({"model": slow_streams.MODEL, "stream": True, "messages": [{"role": "user", "content": "hi"}]})
+def _asked(url: str, model: str, *, stream: bool, most_bytes: int = -1) -> bytes:
+    """The beginning of an answer, or all of it, from a server that may still be about to start."""
+    body = json.dumps({"model": model, "stream": stream, "messages": [{"role": "user", "content": "hi"}]})
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
     request = urllib.request.Request(url + _PATH, body.encode(), headers)  # noqa: S310 - ours
     limit = time.monotonic() + _START_S
     while True:
         try:
             with urllib.request.urlopen(request, timeout=_START_S) as answer:  # noqa: S310 - ours
-                answer.read(10)
-                return
+                return bytes(answer.read(most_bytes))
         except urllib.error.URLError as error:
             if time.monotonic() > limit:
                 raise SystemExit(f"{url}: {error}") from error

@@ -172,11 +172,13 @@ class Try:
         lingering = None
         if failure is not None and not isinstance(failure, InstanceFailure):
             lingering = self._told(self._provider.lingering, slot.instance, request)
-        if lingering is None:
-            admission.release(run, slot, outcome)
-        else:
+        if asyncio.isfuture(lingering):
             # Not before that is done has the work stopped.
             lingering.add_done_callback(lambda _: admission.release(run, slot, outcome))
+        else:
+            if lingering is not None:
+                logger.error("%r: what lingers is no future, but %r", self._provider, lingering)
+            admission.release(run, slot, outcome)
 
     def _has_all(self, failure: BaseException) -> bool:
         """Whether its caller has left with all of the answer."""

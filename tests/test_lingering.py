@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Lingering(ScriptedProvider):
     """One whose work goes on as long as a test says."""
 
-    rest: asyncio.Future[None] | Exception | None = None
+    rest: Any = None
     last: object = None
     asked: int = 0
 
@@ -33,7 +33,7 @@ class Lingering(ScriptedProvider):
         self.asked += 1
         if isinstance(self.rest, Exception):
             raise self.rest
-        return self.rest
+        return cast("asyncio.Future[Any] | None", self.rest)
 
     def is_last(self, request: Request, part: Any) -> bool:  # noqa: ANN401 - as the base has it
         """Whether it is the one that the test says."""
@@ -120,14 +120,17 @@ async def test_nobody_is_asked_about_what_has_ended(on: Stage) -> None:
     assert on.provider.asked == 0
 
 
-async def test_a_plugin_that_fails_keeps_no_slot(on: Stage, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("rest", "said"), [(RuntimeError("oh"), "failed"), ("soon", "is no future, but 'soon'")])
+async def test_a_plugin_that_fails_keeps_no_slot(
+    on: Stage, caplog: pytest.LogCaptureFixture, rest: object, said: str
+) -> None:
     """The slot is free, and the log says why."""
-    on.provider.rest = RuntimeError("oh")
+    on.provider.rest = rest
     task = asyncio.create_task(on.provider.execute("echo/say"))
     await on.provider.calls.next()
     await _left(task)
     assert on.in_flight == 0
-    assert "failed" in caplog.text
+    assert said in caplog.text
 
 
 async def _part_and_leave(on: Stage, part: str) -> None:

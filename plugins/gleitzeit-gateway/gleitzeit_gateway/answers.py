@@ -90,8 +90,8 @@ class InParts:
         self._keeps = request.keep_alive and chunked
         coding = "Transfer-Encoding: chunked\r\n" if chunked and not self._mute else ""
         self._chunked, self._ended = chunked and not self._mute, False
-        request.started = True
         self._unsent = head(request, self.status, headers, coding, keeps=self._keeps)
+        request.begin()
 
     def __repr__(self) -> str:
         """How far it is."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 
 from gleitzeit_core.errors import GleitzeitError, InstanceFailure, InvalidRequest
 from gleitzeit_gateway.answers import InParts
@@ -109,7 +108,7 @@ class Call:
             raise _too_large(limit)
         self.request.invite()
         try:
-            if self.request.content.is_eof():
+            if self.request.content.complete:
                 body = await self.request.read(limit)  # It is there: nothing has to be waited for.
             else:
                 async with asyncio.timeout(limit_s):
@@ -118,8 +117,8 @@ class Call:
             raise _too_large(limit) from None
         except TimeoutError:
             raise Refused(408, f"the request did not arrive within {limit_s:g} s", "slow_request") from None
-        except (HttpProcessingError, web.RequestPayloadError) as error:
-            raise InvalidRequest(f"the body is not encoded as its headers say: {_first_line(error)}") from None
+        except web.RequestPayloadError as error:
+            raise InvalidRequest(f"the body is not encoded as its headers say: {error}") from None
         return body
 
     async def parts(self) -> AsyncGenerator[bytes, None]:
@@ -140,8 +139,8 @@ class Call:
                 yield part
         except TimeoutError:
             raise Refused(408, f"nothing more of the request arrived within {limit_s:g} s", "slow_request") from None
-        except (HttpProcessingError, web.RequestPayloadError) as error:
-            raise InvalidRequest(f"the body is not encoded as its headers say: {_first_line(error)}") from None
+        except web.RequestPayloadError as error:
+            raise InvalidRequest(f"the body is not encoded as its headers say: {error}") from None
 
     @property
     def affinity(self) -> str:
@@ -233,8 +232,3 @@ class Call:
 
 def _too_large(limit_bytes: int) -> Refused:
     return Refused(413, f"the request is larger than {limit_bytes} bytes", "too_large")
-
-
-def _first_line(error: Exception) -> str:
-    text = error.message if isinstance(error, HttpProcessingError) else str(error)
-    return text.partition("\n")[0].strip().rstrip(":") or type(error).__name__

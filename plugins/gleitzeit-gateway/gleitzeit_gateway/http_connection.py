@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
 from typing import TYPE_CHECKING, Final, cast
 
@@ -14,8 +13,6 @@ if TYPE_CHECKING:
     from gleitzeit_gateway.connections import Connection as Guarded
     from gleitzeit_gateway.http_request import Request
     from gleitzeit_gateway.http_server import Server
-
-logger = logging.getLogger(__name__)
 
 _SLICE_BYTES: Final = 4096
 """Of what may be many small requests, looked at in one go."""
@@ -95,6 +92,8 @@ class Connection(asyncio.Protocol):
             self._read_held()
         else:
             self._read(data)
+            if reader.current is not None:
+                self._hold_back()
         if self._refused is not None or reader.requests:
             self._look()
 
@@ -147,6 +146,9 @@ class Connection(asyncio.Protocol):
             size = _SLICE_BYTES if self._reader.current is None else _BODY_SLICE_BYTES
             data, self._held = self._held[:size], self._held[size:]
             self._read(data)
+        self._hold_back()
+
+    def _hold_back(self) -> None:
         if self._reading and (self._held or self._full) and self.transport is not None:
             self._reading = False
             self.transport.pause_reading()

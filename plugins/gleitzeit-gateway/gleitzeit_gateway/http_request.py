@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import zlib
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from aiohttp import HttpVersion, HttpVersion10, HttpVersion11, web
@@ -53,7 +54,7 @@ class Body:
         encoding: How it is compressed; empty for not at all.
 
     Attributes:
-        complete: Whether all of it has come.
+        complete: Whether all of it has come; some of it may not be taken yet.
         unread_bytes: What has come and was not taken, as it was sent.
     """
 
@@ -61,7 +62,8 @@ class Body:
 
     def __init__(self, carrier: Carrier, encoding: str = "") -> None:
         self._carrier, self._encoding = carrier, encoding
-        self._parts: list[bytes] = []
+        # A sender who cuts a body into single bytes makes very many of them.
+        self._parts: deque[bytes] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._error = ""
         self._inflate: Any = None
@@ -99,10 +101,6 @@ class Body:
 
     # -- what its reader calls ---------------------------------------------------------------------------------
 
-    def is_eof(self) -> bool:
-        """Whether all of it has come; some of it may not be taken yet."""
-        return self.complete
-
     def take_whole(self) -> bytes | None:
         """All of it, where all has come and was not compressed; None elsewhere."""
         if not self.complete or self._encoding:
@@ -124,7 +122,7 @@ class Body:
             if self._inflate is not None and self._inflate.unconsumed_tail:
                 return self._inflated(self._inflate.unconsumed_tail)
             if self._parts:
-                data = self._parts.pop(0)
+                data = self._parts.popleft()
                 self.unread_bytes -= len(data)
                 self._carrier.read_on()
                 data = self._inflated(data) if self._encoding else data
@@ -174,12 +172,11 @@ class Request:
     Attributes:
         carrier: As given.
         content: The body.
-        started: Whether anything of an answer was sent.
     """
 
     __slots__ = (
         *("_path", "_url", "_writer", "carrier", "content", "content_length", "headers", "keep_alive"),
-        *("method", "started", "target", "version"),
+        *("_started", "method", "target", "version"),
     )
 
     def __init__(
@@ -191,7 +188,7 @@ class Request:
         length = headers.get("Content-Length")
         self.content_length = None if length is None else int(length)
         self.content = Body(carrier, _encoding(headers))
-        self.started = False
+        self._started = False
         self._url: URL | None = None
         self._path = target if _SIMPLE_PATH.fullmatch(target) else self.url.path
         self._writer: StreamWriter | None = None
@@ -276,8 +273,17 @@ class Request:
         Raises:
             ConnectionError: The caller has left.
         """
-        self.started = True
+        self._started = True
         await self.carrier.send(data)
+
+    def begin(self) -> None:
+        """An answer is begun, whose head may be sent later."""
+        self._started = True
+
+    @property
+    def started(self) -> bool:
+        """Whether an answer has begun, so that no other can be sent any more."""
+        return self._started or (self._writer is not None and self._writer.output_size > 0)
 
     # -- what aiohttp's responses need -------------------------------------------------------------------------
 
@@ -289,7 +295,6 @@ class Request:
     @property
     def _payload_writer(self) -> StreamWriter:
         if self._writer is None:
-            self.started = True
             self._writer = StreamWriter(cast("BaseProtocol", self.carrier), asyncio.get_running_loop())
         return self._writer
 

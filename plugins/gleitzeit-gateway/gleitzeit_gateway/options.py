@@ -139,7 +139,7 @@ class GatewayOptions(BaseModel):
         description="More are not kept open, nor more than half as many as the process may have files open. One more "
         "takes the place of the one that has done nothing for longest.",
     )
-    max_head_bytes: int = Field(default=65536, ge=1024, description="Of a request before its body; more is refused.")
+    max_head_bytes: int = Field(default=65536, ge=1024, le=65536, description="Of a request before its body, at most.")
     max_headers: int = Field(default=100, ge=1, le=128, description="A request with more is refused.")
     head_timeout_s: float = Field(
         default=30.0, gt=0, allow_inf_nan=False, description="All before the body must have arrived by then."

@@ -156,9 +156,6 @@ def _set_up_logging(*, verbose: bool) -> None:
     access.propagate = False
     # No line names them, and finding them out costs more than writing it.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    if not verbose:
-        # It logs a traceback for every caller who does not speak HTTP; what we do wrong, our own loggers say.
-        logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
 
 
 class GatewayError(GleitzeitError):

@@ -48,6 +48,7 @@ MARK: Final = "X-Gleitzeit-Gateway"
 _SERVER: Final = "gleitzeit"
 _CLIENT_ID: Final = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 _UNAUTHORIZED: Final = 401
+_FAILED: Final = 500
 _TEXT: Final = "text/plain"
 _BACKLOG: Final = 1024
 # How long answers that are on their way already may take at the very end.
@@ -226,6 +227,9 @@ class Gateway:
             status = response.status
         except ConnectionError:
             kept = False  # Nobody is there to get it.
+        except Exception:
+            call.error, status = "internal", _FAILED  # The server answers so, and says why in the log.
+            raise
         finally:
             call.let_go()
             self._open -= 1
@@ -301,7 +305,7 @@ class Gateway:
         response.headers.update(call.headers)
         if response.status == _UNAUTHORIZED:
             response.headers["WWW-Authenticate"] = "Bearer"
-        if call.draining or not call.request.content.is_eof():
+        if call.draining or not call.request.content.complete:
             # Nothing more is taken here, or what is left of the body would be read as the next request.
             response.force_close()
         return response

@@ -72,14 +72,14 @@ class TlsOptions(BaseModel):
         # Without a password of ours, OpenSSL would ask for one at the terminal.
         context.load_cert_chain(self.certificate, self.key, password="")
 
-    def seen(self) -> tuple[tuple[int, int], ...]:
+    def seen(self) -> tuple[tuple[int, int, int], ...]:
         """What changes when the files do.
 
         Raises:
             OSError: One of them is gone.
         """
         files = [path.stat() for path in (self.certificate, self.key) if path is not None]
-        return tuple((stat.st_mtime_ns, stat.st_ino) for stat in files)
+        return tuple((stat.st_mtime_ns, stat.st_ino, stat.st_size) for stat in files)
 
 
 class Certificate:
@@ -121,9 +121,10 @@ class Certificate:
                 self._seen = seen
                 logger.warning("the certificate %s was renewed", self._options.certificate)
         except OSError as error:
-            logger.warning("the certificate stays as it was: %s", _why(error, self._options))
+            why = await asyncio.to_thread(_why, error, self._options)
+            logger.warning("the certificate stays as it was: %s", why)
 
-    def _changed(self) -> tuple[tuple[int, int], ...] | None:
+    def _changed(self) -> tuple[tuple[int, int, int], ...] | None:
         """What the files look like, where that has changed; in a thread, because it reads them.
 
         A key that does not fit would leave the context with neither, so they are tried on another one.
@@ -136,7 +137,7 @@ class Certificate:
 
 
 def _why(error: OSError, options: TlsOptions) -> str:
-    """What is wrong with the files, for a person. The key's own is not named: what stands under `key` is masked."""
+    """What is wrong with the files, for a person. The key's is not named: what stands under `key` is masked."""
     if not isinstance(error, ssl.SSLError):
         return f"{error.filename or options.certificate}: {error.strerror or error}"
     if error.filename is not None:

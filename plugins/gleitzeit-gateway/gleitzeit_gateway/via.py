@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 from gleitzeit_core.requests import new_request_id
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 MAX_GATEWAYS: Final = 8
 """So many gateways may stand one behind the other; nobody means more."""
 _KIND: Final = "1.1 gleitzeit-"
+# What looks like one and is longer is a caller's own, and would go to every server.
+_MARK: Final = re.compile(r"1\.1 gleitzeit-[\w-]{1,64}", re.ASCII)
 _LOOP_DETECTED: Final = 508
 
 
@@ -40,7 +43,7 @@ class Via:
             CHAIN.set(self.mark)
             return
         hops = [hop.strip() for hop in ",".join(headers.getall(NAME)).split(",")]
-        gateways = [hop for hop in hops if hop.startswith(_KIND)]
+        gateways = [hop for hop in hops if _MARK.fullmatch(hop)]
         if self.mark in gateways:
             raise Refused(_LOOP_DETECTED, "the request has come back to the gateway that sent it on", "loop")
         if len(gateways) >= MAX_GATEWAYS:

@@ -41,6 +41,7 @@ from aiohttp import web
 
 from gleitzeit_core.errors import InvalidRequest
 from gleitzeit_core.hookspecs import hookimpl
+from gleitzeit_gateway.answers import Whole
 from gleitzeit_gateway.endpoints import Endpoint, json_response
 from gleitzeit_gateway.errors import plain_error
 
@@ -95,6 +96,14 @@ async def nothing(call):
     return None
 
 
+async def unsendable(call):
+    headers = {"X-Theirs": "one\\r\\nX-Other: two"}
+    if call.rest == "parts":
+        call.headers.update(headers)
+        return await call.begin("text/plain")
+    return web.Response(headers=headers) if call.rest == "aiohttp" else Whole(b"", headers=headers)
+
+
 async def wrong(call):
     raise InvalidRequest("not like this")
 
@@ -121,6 +130,7 @@ def gleitzeit_gateway_endpoints():
         one("/flood/*", flood),
         one("/gated", gated),
         one("/nothing", nothing),
+        one("/unsendable/*", unsendable),
         one("/wrong", wrong),
         one("/broken", broken),
         one("/worse", broken, error=bad_renderer),
@@ -205,6 +215,21 @@ async def test_endpoint_that_fails(
     assert "its own upstream, not the caller" in caplog.text
     assert "/worse: its error renderer failed" in caplog.text
     assert (await gateway.chat()).status == 200
+
+
+@pytest.mark.parametrize("kind", ["aiohttp", "whole", "parts"])
+async def test_answer_that_cannot_be_sent(
+    serve: Serve, ollama: OllamaServer, files: list[Path], caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    """An answer that is none for HTTP is a failure of ours: told as such, and not as a caller who has left."""
+    caplog.set_level(logging.INFO, "gleitzeit.access")
+    gateway = await serve(ollama, files=files, access_log=True)
+    failed = await gateway.ask(f"/unsendable/{kind}")
+    assert failed.status == 500
+    assert "X-Other" not in failed.headers
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "gleitzeit.access"]
+    assert " 500 " in line
+    assert "error=internal" in line
 
 
 @pytest.mark.parametrize("path", ["/parts/broken", "/parts/refused", "/own_parts"])

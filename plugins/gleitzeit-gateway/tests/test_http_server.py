@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 from aiohttp import web
+from pydantic import ValidationError
 
 from gleitzeit_gateway.answers import InParts, Reply, Whole, send
 from gleitzeit_gateway.connections import Connections
+from gleitzeit_gateway.http_reader import MAX_FIELDS, MAX_HEAD_BYTES
 from gleitzeit_gateway.http_server import Server
 from gleitzeit_gateway.options import GatewayOptions
 
@@ -200,6 +202,28 @@ async def test_body_that_nobody_takes(start: Start, *, chunked: bool) -> None:
     assert unread <= 1_500_000
 
 
+async def test_body_in_small_pieces_that_nobody_takes(start: Start) -> None:
+    """A body that comes in pieces of a few kilobytes is held back at its sender, too, and comes whole."""
+    begun, gate, seen = asyncio.Event(), asyncio.Event(), []
+
+    async def handler(request: Request) -> Whole:
+        seen.append(request.content)
+        begun.set()
+        await gate.wait()
+        return Whole(b"%d" % len(await request.read(10_000_000)))
+
+    server = await start(handler)
+    piece, count = b"x" * 2000, 1000
+    reader, writer = await server.connect(b"POST / HTTP/1.1\r\nContent-Length: %d\r\n" % (len(piece) * count) + CLOSE)
+    await begun.wait()
+    for _ in range(count):
+        writer.write(piece)
+        await asyncio.sleep(0)
+        assert seen[0].unread_bytes <= 600_000
+    gate.set()
+    assert body_of(await reader.read()) == b"%d" % (len(piece) * count)
+
+
 async def test_caller_who_does_not_read(start: Start) -> None:
     """Writing waits for a slow reader; when that one leaves, the handler is cancelled."""
     written, cancelled = 0, asyncio.Event()
@@ -329,3 +353,12 @@ async def test_shutdown(start: Start) -> None:
     assert cancelled.is_set()
     with contextlib.suppress(ConnectionResetError):
         assert await late.read() == b""
+
+
+def test_limits_are_those_of_the_reader() -> None:
+    """A limit that can be configured is never above the one that is built in, which would refuse first."""
+    assert GatewayOptions(max_head_bytes=MAX_HEAD_BYTES).max_headers <= MAX_FIELDS
+    with pytest.raises(ValidationError, match="max_head_bytes"):
+        GatewayOptions(max_head_bytes=MAX_HEAD_BYTES + 1)
+    with pytest.raises(ValidationError, match="max_headers"):
+        GatewayOptions(max_headers=MAX_FIELDS + 1)

@@ -41,7 +41,9 @@ def trusting(file: Path) -> ssl.SSLContext:
 def issued(authority: trustme.CA, file: Path, *names: str) -> Path:
     """A new certificate for `names` with its key in `file`."""
     leaf = authority.issue_cert(*names)
-    file.write_bytes(b"".join(part.bytes() for part in (leaf.private_key_pem, *leaf.cert_chain_pems)))
+    new = file.with_suffix(".new")
+    new.write_bytes(b"".join(part.bytes() for part in (leaf.private_key_pem, *leaf.cert_chain_pems)))
+    new.replace(file)
     return file
 
 

@@ -127,6 +127,17 @@ async def test_long_chain(serve: Serve, ollama: OllamaServer, gateways: int, sta
     assert raw.startswith(b"HTTP/1.1 %d " % (status if status == 508 else 200))
 
 
+async def test_mark_that_is_none(serve: Serve, ollama: OllamaServer) -> None:
+    """What only begins like the mark of a gateway is not sent on: a caller could put anything there."""
+    gateway = await serve(ollama)
+    given = f"1.1 gleitzeit-{'x' * 5000}, 1.1 gleitzeit-a (a comment), 1.1 gleitzeit-other"
+    await gateway.ask("/api/chat", {**QUESTION, "stream": False}, headers={"Via": given})
+    (record,) = [record for record in ollama.requests if record.body]
+    first, own = record.headers["Via"].split(", ")
+    assert first == "1.1 gleitzeit-other"
+    assert own.startswith("1.1 gleitzeit-")
+
+
 async def test_probes_are_not_marked(serve: Serve, ollama: OllamaServer) -> None:
     """What nobody asked for comes from nobody; and a caller's mark does not cling to the next request."""
     gateway = await serve(ollama)

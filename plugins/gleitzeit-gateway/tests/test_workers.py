@@ -129,7 +129,7 @@ async def all_tell(running: Group, count: int) -> None:
 
 async def test_all_workers_serve(group: Start, ollama: OllamaServer) -> None:
     """One address, several processes; Prometheus is told of all of them by whichever it asks."""
-    running = await group("--port", "0", "--workers", "3", "--instance", ollama.url)
+    running = await group("--port", "0", "--workers", "3", "--instance", ollama.url, "--no-access-log")
     await running.until_said("/v1/chat/completions")
     assert len(running.workers()) == 3
     await all_tell(running, 3)
@@ -146,7 +146,8 @@ async def test_all_workers_serve(group: Start, ollama: OllamaServer) -> None:
 
 async def test_one_that_is_killed_is_begun_again(group: Start, ollama: OllamaServer) -> None:
     """The others serve meanwhile."""
-    running = await group("--port", "0", "--workers", "2", "--instance", ollama.url)
+    # Nobody reads what it says while it is asked: a line for each request would fill the pipe.
+    running = await group("--port", "0", "--workers", "2", "--instance", ollama.url, "--no-access-log")
     await running.until_said("/v1/chat/completions")
     await all_tell(running, 2)
     first, second = running.workers()

@@ -53,7 +53,12 @@ _KINDS: Final[Mapping[int, FailureKind]] = {
     503: FailureKind.BUSY,
 }
 _NOT_STARTED: Final = frozenset((FailureKind.BUSY, FailureKind.UNAUTHORIZED))
-_BAD_OPTION: Final = re.compile(r'option ".*" must be of type ')
+# What servers answer 500 to although it is the caller's fault, and would be so everywhere: Ollama to an option of the
+# wrong type, llama.cpp to an image for a model that cannot see.
+_CALLERS_FAULT: Final[Mapping[str, re.Pattern[str]]] = {
+    "ollama": re.compile(r'option ".*" must be of type '),
+    "openai": re.compile(r"(image|audio|video) input is not supported"),
+}
 # Not the server's fault: this process has no more sockets or no memory for one.
 _OURS: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
@@ -204,8 +209,8 @@ def explained(api: str, failure: InstanceFailure, *, same_api: bool) -> Instance
     if failure.status is None or not failure.body:
         return failure
     text, kind = error_text(failure.status, failure.body), failure.kind
-    if api == "ollama" and kind is FailureKind.SERVER_ERROR and _BAD_OPTION.match(text):
-        # Ollama answers 500 to an option of the wrong type, which is the caller's fault and would be so everywhere.
+    known = _CALLERS_FAULT.get(api)
+    if kind is FailureKind.SERVER_ERROR and known is not None and known.match(text):
         kind = FailureKind.REJECTED
     return InstanceFailure(
         kind,

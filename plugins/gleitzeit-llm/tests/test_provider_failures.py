@@ -379,6 +379,25 @@ async def test_a_wrong_option_is_the_callers_fault(call: Call, dialect: str, api
 
 @ways
 @pytest.mark.parametrize("stream", [True, False])
+async def test_an_image_for_a_model_that_cannot_see(call: Call, dialect: str, api: str, stream: bool) -> None:  # noqa: FBT001 - both ways
+    """llama.cpp answers 500 to it; who asks so takes no instance out of service, and nobody else is asked in vain."""
+    said = "image input is not supported - hint: if this is unexpected, you may need to provide the mmproj"
+    body = json.dumps({"error": {"code": 500, "message": said, "type": "server_error"}}).encode()
+    caller, servers = await call(dialect, api, *[answering(body, status="500 Internal Server Error")] * 2)
+    failures = [(await caller.failure(stream=stream))[1] for _ in range(6)]
+    assert {(failure.status, failure.message) for failure in failures} == {(500, said)}
+    heard = sum(len(server.heard) for server in servers)
+    states = {report.state for report in caller.pool.dispatcher.reports()}
+    kinds = {failure.kind for failure in failures}
+    if api == "openai":
+        assert (kinds, heard, states) == ({FailureKind.REJECTED}, 6, {"ready"})
+    else:
+        assert kinds == {FailureKind.SERVER_ERROR}
+        assert heard > 6
+
+
+@ways
+@pytest.mark.parametrize("stream", [True, False])
 async def test_a_busy_instance_leads_elsewhere(call: Call, dialect: str, api: str, stream: bool) -> None:  # noqa: FBT001 - both ways
     """Busy is not broken: another one answers, and nothing is held against the first."""
     busy = answering(ENVELOPE[api], status="503 Busy")

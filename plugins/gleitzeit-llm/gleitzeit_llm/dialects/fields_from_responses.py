@@ -116,6 +116,7 @@ RESPONSES = table(
     refused("conversation", NO_STATE),
     refused("store", NO_STATE, (False,)),
     refused("background", f"a response is given to who asked for it, and {NO_STATE}", (False,)),
+    refused("background_options", f"a response is given to who asked for it, and {NO_STATE}"),
     refused("prompt", "prompts are not stored here; send it as 'instructions' and 'input'"),
     refused("context_management", "it does not edit the conversation; send what the model shall see"),
     refused("moderation", "it does not judge its input"),
