@@ -23,12 +23,14 @@ class TlsOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     certificate: Path = Field(description="A PEM file: the certificate, then those that signed it.")
-    key: Path | None = Field(default=None, description="Its private key, not encrypted; left out: in the same file.")
+    key_file: Path | None = Field(
+        default=None, description="Its private key, not encrypted; left out: in the same file."
+    )
     client_ca: Path | None = Field(
         default=None, description="Only callers whose certificate one of these has signed may connect."
     )
 
-    @field_validator("certificate", "key", "client_ca")
+    @field_validator("certificate", "key_file", "client_ca")
     @classmethod
     def _found(cls, path: Path | None, info: ValidationInfo) -> Path | None:
         if path is None:
@@ -70,7 +72,7 @@ class TlsOptions(BaseModel):
             OSError: As for `context`.
         """
         # Without a password of ours, OpenSSL would ask for one at the terminal.
-        context.load_cert_chain(self.certificate, self.key, password="")
+        context.load_cert_chain(self.certificate, self.key_file, password="")
 
     def seen(self) -> tuple[tuple[int, int, int], ...]:
         """What changes when the files do.
@@ -78,7 +80,7 @@ class TlsOptions(BaseModel):
         Raises:
             OSError: One of them is gone.
         """
-        files = [path.stat() for path in (self.certificate, self.key) if path is not None]
+        files = [path.stat() for path in (self.certificate, self.key_file) if path is not None]
         return tuple((stat.st_mtime_ns, stat.st_ino, stat.st_size) for stat in files)
 
 
@@ -137,13 +139,13 @@ class Certificate:
 
 
 def _why(error: OSError, options: TlsOptions) -> str:
-    """What is wrong with the files, for a person. The key's is not named: what stands under `key` is masked."""
+    """What is wrong with the files, for a person."""
     if not isinstance(error, ssl.SSLError):
         return f"{error.filename or options.certificate}: {error.strerror or error}"
     if error.filename is not None:
         return f"'client_ca' {error.filename} has no usable certificates in it ({error.reason or error})"
     if error.reason == "KEY_VALUES_MISMATCH":
-        return f"the private key is not that of the certificate in {options.certificate}"
+        return f"the private key in {options.key_file or options.certificate} is not that of the certificate"
     return _missing(options) or f"{options.certificate} or its private key cannot be used ({error.reason or error})"
 
 
@@ -151,13 +153,13 @@ def _missing(options: TlsOptions) -> str:
     """What the two files do not have that they should; empty where that cannot be told."""
     try:
         certificate = options.certificate.read_bytes()
-        key = certificate if options.key is None else options.key.read_bytes()
+        key = certificate if options.key_file is None else options.key_file.read_bytes()
     except OSError:
         return ""
     if b"CERTIFICATE-----" not in certificate:
         return f"{options.certificate} has no certificate in it: a PEM file is needed"
-    if b"PRIVATE KEY-----" not in key and options.key is None:
-        return f"{options.certificate} has no private key in it: name its file with 'key'"
+    if b"PRIVATE KEY-----" not in key and options.key_file is None:
+        return f"{options.certificate} has no private key in it: name its file with 'key_file'"
     if b"PRIVATE KEY-----" not in key:
-        return "there is no private key in the file that 'key' names: a PEM file is needed"
+        return f"{options.key_file} has no private key in it: a PEM file is needed"
     return "the private key is encrypted: give one that is not" if b"ENCRYPTED" in key else ""

@@ -182,12 +182,12 @@ def test_what_is_wrong_is_told(tmp_path: Path) -> None:
     )
     for tls, words in (
         ({"certificate": tmp_path / "none.pem"}, "no such file"),
-        ({"certificate": one, "key": other}, "is not that of the certificate"),
+        ({"certificate": one, "key_file": other}, "is not that of the certificate"),
         ({"certificate": garbage}, r"garbage\.pem has no certificate in it"),
-        ({"certificate": garbage, "key": other}, r"garbage\.pem has no certificate in it"),
-        ({"certificate": alone}, r"alone\.pem has no private key in it: name its file with 'key'"),
-        ({"certificate": one, "key": garbage}, "no private key in the file that 'key' names"),
-        ({"certificate": one, "key": encrypted}, "the private key is encrypted"),
+        ({"certificate": garbage, "key_file": other}, r"garbage\.pem has no certificate in it"),
+        ({"certificate": alone}, r"alone\.pem has no private key in it: name its file with 'key_file'"),
+        ({"certificate": one, "key_file": garbage}, "has no private key in it: a PEM"),
+        ({"certificate": one, "key_file": encrypted}, "the private key is encrypted"),
         ({"certificate": broken}, r"broken\.pem or its private key cannot be used"),
         ({"certificate": one, "client_ca": garbage}, r"'client_ca' .*garbage\.pem has no usable certificates"),
     ):

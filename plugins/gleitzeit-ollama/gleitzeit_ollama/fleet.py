@@ -130,7 +130,7 @@ class Fleet:
         if where.named:
             return self.named(where.named)
         there = await self.answering()
-        return there if where.every else _choose(there, model, where.replicas or 1)
+        return there if where.every else _enough(there, where, _choose(there, model, where.replicas or 1))
 
     def pull(self, members: Sequence[Member], model: str, *, insecure: bool = False) -> AsyncGenerator[Line, None]:
         """Pull a model to all of these at once, and yield what to tell as Ollama tells it.
@@ -168,7 +168,7 @@ class Fleet:
         if not any(member.has(job.model) for member in with_blobs):
             source = str(job.fields.get("from") or "")
             with_blobs = [member for member in with_blobs if member.has(source)] or with_blobs
-        return _choose(with_blobs, job.model, where.replicas or 1)
+        return _enough(with_blobs, where, _choose(with_blobs, job.model, where.replicas or 1))
 
     async def having(self, members: Sequence[Member], digests: Sequence[str]) -> list[Member]:
         """Those that have all these blobs."""
@@ -349,6 +349,15 @@ def _choose(members: Sequence[Member], model: str, replicas: int) -> list[Member
         pulling=lambda instance: by_id[instance.id].is_pulling(model),
     )
     return [by_id[instance.id] for instance in chosen]
+
+
+def _enough(members: Sequence[Member], where: Where, chosen: list[Member]) -> list[Member]:
+    """`chosen`, unless there are fewer than the caller wants."""
+    if len(chosen) < where.replicas:
+        found = ", ".join(member.instance.endpoint for member in members) or "none"
+        text = f"{where.replicas} servers are to have it, and there are {len(members)} to choose from: {found}"
+        raise InvalidRequest(text)
+    return chosen
 
 
 def _with(members: Sequence[Member], model: str) -> list[Member]:

@@ -76,6 +76,14 @@ async def test_replicas_choose_how_many(run: Run, pair: Pair) -> None:
     assert len([record for record in pair[0].requests if record.path == "/api/pull"]) == 2
 
 
+async def test_more_replicas_than_servers(run: Run, pair: Pair) -> None:
+    """Nothing is pulled, and what there is is told: fewer than were asked for must not look like success."""
+    done = await run("pull", "big", "--replicas", "3")
+    assert done.status == 1
+    assert "3 servers are to have it, and there are 2 to choose from" in done.err
+    assert _have("big", *pair) == [False, False]
+
+
 async def test_replicas_and_names_exclude_each_other(run: Run, pair: Pair) -> None:
     """Both choose the servers."""
     done = await run("pull", "big", "--replicas", "2", "--instance", pair[0].url)
