@@ -8,6 +8,7 @@ from gleitzeit_core.errors import InvalidRequest
 from gleitzeit_llm.dialects import values
 from gleitzeit_llm.dialects.fields import translate
 from gleitzeit_llm.dialects.fields_from_anthropic import OUTPUT_CONFIG, TARGET, THINKING, TOOL, TOOL_CHOICE
+from gleitzeit_llm.dialects.tool_choice import offer
 from gleitzeit_llm.protocol import is_absent
 
 if TYPE_CHECKING:
@@ -34,12 +35,7 @@ def put_tools(request: Mapping[str, Any], params: Json) -> None:
         return
     if kind == "tool":
         tools = [tool for tool in tools if tool["function"]["name"] == name]
-    if tools:
-        params["tools"] = tools
-    if kind in ("any", "tool"):
-        if not tools:
-            raise InvalidRequest("'tool_choice' wants a call of a tool that is not in 'tools'", param="tool_choice")
-        params["tool_choice"] = "required"
+    offer(params, tools, required=kind in ("any", "tool"))
 
 
 def _tool(tool: Mapping[str, Any], at: str) -> Json:

@@ -8,6 +8,7 @@ from gleitzeit_core.errors import InvalidRequest
 from gleitzeit_llm.dialects import values
 from gleitzeit_llm.dialects.fields import translate
 from gleitzeit_llm.dialects.fields_from_responses import TARGET, TOOL
+from gleitzeit_llm.dialects.tool_choice import offer
 from gleitzeit_llm.protocol import is_absent
 
 if TYPE_CHECKING:
@@ -63,12 +64,7 @@ def put_tools(request: Mapping[str, Any], params: Json) -> None:
         return
     if names is not None:
         tools = [tool for tool in tools if tool["function"]["name"] in names]
-    if tools:
-        params["tools"] = tools
-    if mode == "required":
-        if not tools:
-            raise InvalidRequest("'tool_choice' wants a call of a tool that is not in 'tools'", param="tool_choice")
-        params["tool_choice"] = "required"
+    offer(params, tools, required=mode == "required")
 
 
 def _tool(tool: Mapping[str, Any], at: str) -> Json:
