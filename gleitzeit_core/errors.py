@@ -229,6 +229,8 @@ class FailureKind(StrEnum):
 class InstanceFailure(RequestError):
     """An instance failed. Providers raise it; the dispatcher decides what happens next.
 
+    Its code is ``instance_failure``, or ``rejected`` where it was the caller's own mistake.
+
     Args:
         kind: How it failed.
         message: A sentence for a person.
@@ -256,6 +258,8 @@ class InstanceFailure(RequestError):
         self.kind, self.started, self.retry_after_s = kind, started, retry_after_s
         self.status, self.body, self.instance_id = status, body, instance_id
         self.retryable = kind not in (FailureKind.REJECTED, FailureKind.UNAUTHORIZED)
+        if kind is FailureKind.REJECTED:
+            self.code = "rejected"  # type: ignore[misc]  # nobody who counts failures should count it
 
     def as_dict(self) -> dict[str, Any]:
         """As for every error, with ``kind`` and ``instance``."""

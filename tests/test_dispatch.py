@@ -153,7 +153,7 @@ async def test_observers_hear_of_every_request_once() -> None:
         with pytest.raises(NoCapableInstance):
             await on.provider.execute("echo/say", {"needs": "more"})
         found = [(finished.error_code, finished.served is not None) for finished in on.watcher.finished]
-        assert found == [("", True), ("instance_failure", True), ("no_capable_instance", False)]
+        assert found == [("", True), ("rejected", True), ("no_capable_instance", False)]
         assert on.outcomes() == [("ok", None), ("failed", "rejected")]
 
 

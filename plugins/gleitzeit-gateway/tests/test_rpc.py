@@ -115,7 +115,7 @@ async def test_notification(serve: Serve, ollama: OllamaServer) -> None:
 
 @pytest.mark.parametrize(
     ("method", "params", "code"),
-    [("llm/chat", PARAMS, "instance_failure"), ("llm/caht", {}, "unknown_method"), ("llm/chat", [], "invalid_request")],
+    [("llm/chat", PARAMS, "rejected"), ("llm/caht", {}, "unknown_method"), ("llm/chat", [], "invalid_request")],
 )
 async def test_notification_that_fails(
     serve: Serve,
