@@ -235,7 +235,7 @@ def check(url: str, *, slow: bool = False) -> None:
             raise SystemExit(f"{url} answered {found!r}")
 
 
-def _asked(url: str, model: str, *, stream: bool, most_bytes: int = -1) -> bytes:
+def _asked(url: str, model: str, *, stream: bool, most_bytes: int | None = None) -> bytes:
     """The beginning of an answer, or all of it, from a server that may still be about to start."""
     body = json.dumps({"model": model, "stream": stream, "messages": [{"role": "user", "content": "hi"}]})
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
