@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from docker.tls import TLSConfig
 
 DEFAULT: Final = "unix:///var/run/docker.sock"
-SCHEMES: Final = ("unix", "tcp", "ssh")
+_SCHEMES: Final = ("unix", "tcp", "ssh")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Address:
     Args:
         url: ``unix:///var/run/docker.sock``, ``tcp://host:2376`` or ``ssh://user@host``.
         tls: For ``tcp``; None for none.
-        published_at: The host at which the ports that its containers publish are reached.
+        published_at: The host at which the ports that its containers publish are reached; empty: nobody knows.
     """
 
     url: str = DEFAULT
@@ -77,13 +77,42 @@ class Address:
         return TLSConfig(client_cert=pair, ca_cert=self.tls.ca or None, verify=self.tls.verify)
 
 
+def checked_url(url: str) -> str:
+    """`url`, if it can be an engine's.
+
+    Raises:
+        ValueError: It cannot; and why.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in _SCHEMES:
+        raise ValueError(f"must begin with {', '.join(f'{scheme}://' for scheme in _SCHEMES)}")
+    if (parts.scheme == "unix") != (not parts.netloc) or (parts.scheme == "unix" and not parts.path):
+        raise ValueError("names no host" if parts.scheme != "unix" else "needs a path: unix:///var/run/docker.sock")
+    if parts.port is None and parts.scheme == "tcp":
+        raise ValueError("needs a port: 2376 with TLS as a rule, 2375 without")
+    return url
+
+
+def published_by(url: str) -> str:
+    """Where the ports are that containers of this engine publish, as far as its URL says: on this machine, or empty."""
+    return "127.0.0.1" if url.startswith("unix:") else ""
+
+
 def from_environment() -> Address:
-    """As Docker's own tools read ``DOCKER_HOST``, ``DOCKER_TLS_VERIFY`` and ``DOCKER_CERT_PATH``."""
+    """As Docker's own tools read ``DOCKER_HOST``, ``DOCKER_TLS_VERIFY`` and ``DOCKER_CERT_PATH``.
+
+    Raises:
+        ValueError: ``DOCKER_HOST`` is no engine's URL.
+    """
     url = os.environ.get("DOCKER_HOST") or DEFAULT
+    try:
+        checked_url(url)
+    except ValueError as error:
+        raise ValueError(f"DOCKER_HOST, {url!r}: {error}") from None
     folder = os.environ.get("DOCKER_CERT_PATH", "")
     if not url.startswith("tcp:") or not (folder or os.environ.get("DOCKER_TLS_VERIFY")):
-        return Address(url)
+        return Address(url, published_at=published_by(url))
     certs = Path(folder).expanduser() if folder else Path.home() / ".docker"
     verify = bool(os.environ.get("DOCKER_TLS_VERIFY"))
     tls = Tls(str(certs / "ca.pem"), str(certs / "cert.pem"), str(certs / "key.pem"), verify)
-    return Address(url, tls)
+    return Address(url, tls, published_by(url))

@@ -2,30 +2,28 @@
 
 After ``101 UPGRADED`` the connection is plain bytes in our direction, and frames in the other: a byte for the stream
 (1 is standard output, 2 is standard error), three zeros, the length as four bytes with the highest first, and so many
-bytes. (Docker Engine API, "Attach to a container", stream format.)
+bytes. (Docker Engine API, "Attach to a container", stream format.) What is not standard output is for people: a 3 is an
+engine that says what went wrong.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import struct
 from typing import TYPE_CHECKING, Final
 
 from gleitzeit_core.errors import FailureKind, InstanceFailure
 from gleitzeit_core.resources import ChannelKind
 from gleitzeit_docker import wire
-from gleitzeit_docker.errors import DockerError
 
 if TYPE_CHECKING:
     from gleitzeit_docker.address import Address
 
 _HEADER: Final = struct.Struct(">BxxxI")
-_STDERR: Final = 2
+_STDOUT: Final = 1
 _UPGRADE: Final = {"Connection": "Upgrade", "Upgrade": "tcp"}
 _LOG_BYTES: Final = 16 * 1024
 _READ_BYTES: Final = 64 * 1024
-_QUERY: Final = "stream=1&stdin=1&stdout=1&stderr=1"
+_QUERY: Final = {"stream": "1", "stdin": "1", "stdout": "1", "stderr": "1"}
 
 
 class AttachedStream:
@@ -82,7 +80,7 @@ class AttachedStream:
             while not self._ended:
                 if not self._left:
                     stream, self._left = _HEADER.unpack(await self._wire.reader.readexactly(_HEADER.size))
-                    self._is_log = stream == _STDERR
+                    self._is_log = stream != _STDOUT
                     continue
                 data = await self._wire.reader.read(min(max_bytes, self._left))
                 if not data:
@@ -111,14 +109,8 @@ async def attach(address: Address, container: str, *, timeout_s: float) -> Attac
     Raises:
         DockerError: The engine does not answer, or will not.
     """
-    connection = await wire.dial(address, timeout_s=timeout_s)
-    try:
-        async with asyncio.timeout(timeout_s):
-            await connection.accepted("POST", f"/containers/{container}/attach?{_QUERY}", headers=_UPGRADE)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            await connection.aclose()
-        if isinstance(error, TimeoutError):
-            raise DockerError(f"no stream to {container} within {timeout_s:g} s") from None
-        raise
+    path = f"/containers/{container}/attach"
+    connection, _ = await wire.answer(
+        address, "POST", path, query=_QUERY, headers=_UPGRADE, timeout_s=timeout_s, limit=wire.STREAM_MAX
+    )
     return AttachedStream(connection)

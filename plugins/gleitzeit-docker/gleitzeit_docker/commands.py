@@ -19,7 +19,7 @@ from gleitzeit_docker.images import find, full_name
 from gleitzeit_docker.images import pull as pull_steps
 from gleitzeit_docker.local import engines_of, everywhere, hubs_of, images_wanted
 from gleitzeit_docker.output import Output, output
-from gleitzeit_docker.recipe import DEFAULT_TAG, context, dockerfile
+from gleitzeit_docker.recipe import DEFAULT_TAG, arguments_for_pip, context, dockerfile
 from gleitzeit_docker.recipe import build as build_steps
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ F = TypeVar("F", bound="Callable[..., Any]")
 
 _FAILED: Final = 1
 _BASE: Final = "python:3.12-slim"
-# pip in the build asks the same index as pip here, where that is set.
-_ARGUMENTS: Final = ("PIP_INDEX_URL", "PIP_TRUSTED_HOST")
 
 docker = LazyGroup(
     "docker",
@@ -220,7 +218,10 @@ def build(
         write(text, end="")
         return
     packed = context(text, None if requirements is None else requirements.read_bytes())
-    arguments = {name: os.environ[name] for name in _ARGUMENTS if requirements is not None and os.environ.get(name)}
+    try:
+        arguments = {} if requirements is None else arguments_for_pip(os.environ)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
     out = output(as_json=as_json)
     if not asyncio.run(_build(hubs_of(invocation, engines), tag, packed, arguments, newer=newer, out=out)):
         raise click.exceptions.Exit(_FAILED)

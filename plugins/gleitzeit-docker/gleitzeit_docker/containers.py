@@ -19,10 +19,19 @@ if TYPE_CHECKING:
 
     from gleitzeit_docker.attach import AttachedStream
     from gleitzeit_docker.engine import Engine
+    from gleitzeit_docker.profiles import Profile
 
 _HOST_NAME: Final = "gleitzeit"
+_ROOT: Final = "0:0"
 # The user and the group that have nothing, in every image.
 _PAYLOADS: Final = (65534, 65534)
+# What an engine says of itself, and what it cannot limit where that is false.
+_LIMITS: Final = {
+    "MemoryLimit": "memory",
+    "SwapLimit": "swap",
+    "CpuCfsQuota": "processor time",
+    "PidsLimit": "processes",
+}
 # Servers may be asked by a person what went wrong: docker logs NAME.
 _LOGS: Final = {"Type": "json-file", "Config": {"max-size": "1m", "max-file": "1"}}
 
@@ -80,11 +89,18 @@ class NotYet:
 def container_name(hub: str, owner: str, number: int) -> str:
     """A name that no other container of any process has."""
     plain = re.sub(r"[^a-zA-Z0-9_.-]+", "-", hub)
-    return f"gleitzeit-{plain}-{owner[:12]}-{number}"
+    return f"gleitzeit-{plain}-{owner[-12:]}-{number}"
 
 
-def config(options: DockerOptions, labels: Mapping[str, str], *, hub: str) -> dict[str, Any]:
-    """What an engine is told when a container is made. Reads the seccomp file. Holds the environment's secrets."""
+def config(options: DockerOptions, labels: Mapping[str, str], *, hub: str, here: bool = True) -> dict[str, Any]:
+    """What an engine is told when a container is made. Reads the seccomp file. Holds the environment's secrets.
+
+    Args:
+        options: The hub's.
+        labels: Of its owner.
+        hub: Its name.
+        here: Whether the engine is on this machine, so that ports need be reached from nowhere else.
+    """
     profile = options.profile_used()
     host = profile.host_config()
     host["Mounts"] = [
@@ -94,21 +110,23 @@ def config(options: DockerOptions, labels: Mapping[str, str], *, hub: str) -> di
     common = {
         "Image": profile.image,
         "Hostname": _HOST_NAME,
-        "User": profile.user,
         "Labels": {**labels, HUB: hub},
         "NetworkDisabled": profile.network == "none",
         "StopTimeout": 0,
         "HostConfig": host,
     }
-    return {**common, **(_runner(options) if options.api == RUNNER else _server(options, host))}
+    return {**common, **(_runner(options) if options.api == RUNNER else _server(options, host, here=here))}
 
 
 def _runner(options: DockerOptions) -> dict[str, Any]:
     """Its streams are the channel: when the one attachment that it lets itself be read by ends, so does it."""
     streams = {f"Attach{name}": True for name in ("Stdin", "Stdout", "Stderr")}
     return {
+        "User": options.profile_used().user or _ROOT,
         "Entrypoint": [],
         "Cmd": command(options.python),
+        # What the image would have run beside payloads looks like something that one has left.
+        "Healthcheck": {"Test": ["NONE"]},
         "WorkingDir": "/",
         "OpenStdin": True,
         "StdinOnce": True,
@@ -117,22 +135,34 @@ def _runner(options: DockerOptions) -> dict[str, Any]:
     }
 
 
-def _server(options: DockerOptions, host: dict[str, Any]) -> dict[str, Any]:
-    port = f"{options.port}/tcp"
-    host["LogConfig"] = _LOGS
-    here = all(address.is_local for _, address in options.engines_used())
+def _server(options: DockerOptions, host: dict[str, Any], *, here: bool) -> dict[str, Any]:
+    port, user = f"{options.port}/tcp", options.profile_used().user
+    # One that has ended is removed by us, when it was asked what it said last.
+    host["AutoRemove"], host["LogConfig"] = False, _LOGS
     host["PortBindings"] = {port: [{"HostIp": "127.0.0.1" if here else "", "HostPort": ""}]}
-    own = {"Cmd": options.command} if options.command else {}
+    own: dict[str, Any] = {"Cmd": options.command} if options.command else {}
+    if user:
+        own["User"] = user
     environment = [f"{name}={value}" for name, value in environment_of(options).items()]
     return {"ExposedPorts": {port: {}}, "Env": environment, **own}
+
+
+def not_kept(profile: Profile, info: Mapping[str, Any]) -> list[str]:
+    """What of `profile` an engine does not keep, from what it says of itself."""
+    found = [what for key, what in _LIMITS.items() if info.get(key) is False]
+    security = info.get("SecurityOptions") or ()
+    if profile.seccomp != "unconfined" and not any("name=seccomp" in str(each) for each in security):
+        found.append("system calls (seccomp)")
+    return found
 
 
 def agent_options(options: DockerOptions) -> AgentOptions:
     """What a runner is told through its channel; the environment is not to be seen by whoever inspects a container."""
     profile = options.profile_used()
-    is_root = profile.user.partition(":")[0] in ("0", "root")
+    user = profile.user.partition(":")[0]
     return AgentOptions(
-        user=_PAYLOADS if is_root else None,
+        # Who bears another name may be root all the same: the agent knows.
+        user=None if user.isdecimal() and int(user) else _PAYLOADS,
         environment=environment_of(options),
         places=tuple(path for path in profile.tmpfs if path != TMP),
         preload=tuple(options.preload),

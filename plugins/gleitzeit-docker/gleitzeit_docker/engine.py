@@ -15,7 +15,7 @@ from gleitzeit_docker.bridge import Bridge
 from gleitzeit_docker.errors import Conflict, DockerError, EngineDown, NotFound, by_status
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 
     from docker.api.client import APIClient
 
@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 # Whoever asks whether it is well within this time of another gets the same answer.
 _PING_FOR_S: Final = 1.0
+# When so long nothing has happened, it is asked whether it is well.
+_SILENT_S: Final = 5.0
 _REMOVAL_LOOKS_S: Final = 0.02
 
 
@@ -41,6 +43,7 @@ class Engine:
     def __init__(self, address: Address, *, name: str, timeout_s: float, threads: int = 4) -> None:
         self.address, self.name, self.timeout_s = address, name, timeout_s
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=f"docker {name}")
+        self._free = asyncio.Semaphore(threads)
         self._client: asyncio.Task[APIClient] | None = None
         self._bridge: Bridge | None = None
         self._ping: asyncio.Task[str] | None = None
@@ -80,12 +83,13 @@ class Engine:
             EngineDown: No answer, or not in time.
             DockerError: The engine refuses.
         """
-        # One that does not answer is to keep no thread.
-        await self.ping()
-        client = await self._connected()
-        loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._threads, partial(_translated, partial(work, client), self.address.url))
-        return await _to_its_end(future)
+        async with self._free:
+            # One that does not answer any more is to keep no thread, however many wait for theirs.
+            await self.ping()
+            client = await self._connected()
+            loop = asyncio.get_running_loop()
+            future = loop.run_in_executor(self._threads, partial(_translated, partial(work, client), self.address.url))
+            return await to_its_end(future)
 
     async def _connected(self) -> APIClient:
         if self._client is None or (self._client.done() and (self._client.cancelled() or self._client.exception())):
@@ -158,15 +162,30 @@ class Engine:
         except TimeoutError:
             raise EngineDown(f"{self.name}: the removal of {container[:12]} does not end", hangs=True) from None
 
-    async def events(self, filters: Mapping[str, list[str]]) -> AsyncGenerator[dict[str, Any], None]:
-        """What happens, until the connection ends. Close the iterator when leaving early."""
+    @contextlib.asynccontextmanager
+    async def events(self, filters: Mapping[str, list[str]]) -> AsyncIterator[AsyncGenerator[dict[str, Any], None]]:
+        """What happens from now on, until the connection ends. An engine that is silent is asked whether it is there.
+
+        Raises:
+            EngineDown: It is not.
+        """
         query = {"filters": json.dumps(filters)}
         connection, _ = await wire.answer(self.address, "GET", "/events", query=query, timeout_s=self.timeout_s)
         try:
-            async for event in wire.json_lines(connection):
-                yield event
+            async with contextlib.aclosing(self._heard(connection)) as events:
+                yield events
         finally:
             await connection.aclose()
+
+    async def _heard(self, connection: wire.Wire) -> AsyncGenerator[dict[str, Any], None]:
+        while not connection.reader.at_eof():
+            try:
+                async for event in wire.json_lines(connection, stall_timeout_s=_SILENT_S):
+                    yield event
+            except EngineDown as error:
+                if not error.hangs:
+                    raise
+                await self.ping()
 
     async def aclose(self) -> None:
         """Close the connections, for good."""
@@ -183,7 +202,7 @@ class Engine:
         self._threads.shutdown(wait=False)
 
 
-async def _to_its_end(future: asyncio.Future[T]) -> T:
+async def to_its_end(future: asyncio.Future[T]) -> T:
     """Wait for what cannot be stopped; when cancelled, until it has ended, and then that."""
     try:
         return await asyncio.shield(future)

@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from gleitzeit_core.background import Background
-from gleitzeit_core.errors import ConfigurationError, FailureKind, InstanceFailure, Problem
-from gleitzeit_core.probes import HttpProbe
+from gleitzeit_core.errors import ClosedError, ConfigurationError, FailureKind, InstanceFailure, Problem
 from gleitzeit_core.resources import HttpChannel, Ownership, ResourceInstance, instance_id
 from gleitzeit_core.routing import Offer, OfferKind
 from gleitzeit_core.supply import SupplyHub, SupplyOptions
-from gleitzeit_docker.containers import Container, NotYet, agent_options, config, container_name, published_port
-from gleitzeit_docker.engine import Engine
+from gleitzeit_docker.containers import Container, NotYet, config, container_name
+from gleitzeit_docker.engine import to_its_end
 from gleitzeit_docker.errors import DockerError, EngineDown, ImageMissing, NotFound, RuntimeMissing
-from gleitzeit_docker.images import Images
+from gleitzeit_docker.fleet import Fleet
 from gleitzeit_docker.options import RUNNER, DockerOptions
 from gleitzeit_docker.owners import Owner
-from gleitzeit_docker.watching import Watch
-from gleitzeit_python.runner import start
+from gleitzeit_docker.starting import probe, started
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from gleitzeit_core.requests import Outcome
     from gleitzeit_core.resources import Channel, Requirements
+    from gleitzeit_docker.engine import Engine
 
 logger = logging.getLogger(__name__)
 
-_ASK_EVERY_S: Final = 0.1
-_PROBE_S: Final = 5.0
 _NOWHERE: Final = HttpChannel("http://starting.invalid")
 _NOT_YET: Final = NotYet()
 
@@ -49,12 +45,10 @@ class DockerHub(SupplyHub[DockerOptions]):
     def __init__(self, options: DockerOptions | None = None, *, name: str = "") -> None:
         super().__init__(options or DockerOptions(), name=name)
         self.profile = self.options.profile_used()
-        self.images = Images(
-            self.profile.image, stall_timeout_s=self.options.pull_stall_timeout_s, arrived=self._image_arrived
-        )
         self._owner: Owner | None = None
-        self._config: Mapping[str, Any] = {}
-        self._watches: dict[str, Watch] = {}
+        self._fleet: Fleet | None = None
+        # What each engine is told when a container is made.
+        self._configs: dict[str, Mapping[str, Any]] = {}
         # By the id of their instances; from before they are made until they are gone.
         self._containers: dict[str, Container] = {}
         self._removals = Background()
@@ -70,38 +64,38 @@ class DockerHub(SupplyHub[DockerOptions]):
         Raises:
             ConfigurationError: An engine lacks the runtime that is asked for, or no lock can be held here.
         """
-        try:
-            owner = self._owner = await asyncio.to_thread(Owner.begin)
-        except OSError as error:
-            raise ConfigurationError([Problem(f"hubs.{self.name}", f"no lock can be held: {error}")]) from None
-        self._config = await asyncio.to_thread(config, self.options, owner.labels, hub=self.name)
+        owner = await self._begin_owner()
         for name, address in self.options.engines_used():
-            options = self.options
-            engine = Engine(address, name=name, timeout_s=options.call_timeout_s, threads=options.threads)
-            self._watches[name] = Watch(engine, owner, self)
-        await asyncio.gather(*map(self._meet, self._watches.values()))
-        for watch in self._watches.values():
-            watch.begin()
-        await super().open()
-
-    async def _meet(self, watch: Watch) -> None:
+            told = await asyncio.to_thread(config, self.options, owner.labels, hub=self.name, here=address.is_local)
+            self._configs[name] = told
+        self._fleet = Fleet(self.options, owner, self, usable_again=self._retry_now)
         try:
-            await watch.meet()
+            await self._fleet.open()
         except RuntimeMissing as error:
             raise ConfigurationError([Problem(f"hubs.{self.name}.runtime", error.message)]) from None
-        except DockerError as error:
-            logger.warning("hub %s: engine %s: %s; it is tried again", self.name, watch.engine.name, error.message)
-        if self.options.pull == "always" and not watch.problem:
-            self.images.pull(watch.engine)
+        await super().open()
+
+    async def _begin_owner(self) -> Owner:
+        beginning = asyncio.get_running_loop().run_in_executor(None, Owner.begin)
+        try:
+            self._owner = await to_its_end(beginning)
+        except asyncio.CancelledError:
+            # It holds its lock all the same, until `close`.
+            self._owner = None if beginning.exception() else beginning.result()
+            raise
+        except OSError as error:
+            raise ConfigurationError([Problem(f"hubs.{self.name}", f"no lock can be held: {error}")]) from None
+        return self._owner
+
+    @property
+    def _engines(self) -> Fleet:
+        if self._fleet is None:
+            raise ClosedError(f"hub {self.name!r} is not started")
+        return self._fleet
 
     async def discover(self) -> Iterable[ResourceInstance]:
         """Nothing is found: it is the time to compare all containers, to sweep, and to look for what was missing."""
-        for watch in self._watches.values():
-            if not watch.problem:
-                with contextlib.suppress(DockerError):
-                    await watch.resync()
-                    if self.images.on(watch.engine) is None:
-                        await self._look_for_image(watch.engine)
+        await self._engines.look()
         return ()
 
     async def check(self, instance: ResourceInstance) -> ResourceInstance:
@@ -122,27 +116,29 @@ class DockerHub(SupplyHub[DockerOptions]):
             kind = FailureKind.TIMEOUT if error.hangs else FailureKind.REFUSED
             raise InstanceFailure(kind, error.message) from error
         if container.stream is None:
-            await self._probe(instance)
+            await probe(instance, self.options.health_path)
         return instance
 
     async def close(self) -> None:
         """Remove all that is ours, and let go of the engines."""
         try:
-            for watch in self._watches.values():
-                await watch.aclose()
-            await self.images.aclose()
+            if self._fleet is not None:
+                await self._fleet.stop()
             await super().close()
-            await self._removals.settle(self.options.call_timeout_s)
+            # One asks whether the engine is there, kills, and waits for the end; each has a limit of its own.
+            await self._removals.settle(3 * self.options.call_timeout_s)
         finally:
             await self._let_go()
 
     async def _let_go(self) -> None:
-        watches, self._watches = self._watches, {}
-        for watch in watches.values():
-            await watch.engine.aclose()
+        fleet, self._fleet = self._fleet, None
         owner, self._owner = self._owner, None
-        if owner is not None:
-            await asyncio.to_thread(owner.close)
+        try:
+            if fleet is not None:
+                await fleet.aclose()
+        finally:
+            if owner is not None:
+                await asyncio.to_thread(owner.close)
 
     # -- supply ------------------------------------------------------------------------------------------------
 
@@ -159,27 +155,17 @@ class DockerHub(SupplyHub[DockerOptions]):
     @property
     def problem(self) -> str:
         """Why nothing can be made now, or why the last could not be; and which engines do not answer."""
-        down = [watch.problem for watch in self._watches.values() if watch.problem]
-        return self._why_none() or "; ".join(filter(None, [self._failed, *down]))
+        if self._fleet is None:
+            return self._failed
+        return self._fleet.why_none or "; ".join(filter(None, [self._failed, *self._fleet.problems]))
 
     @problem.setter
     def problem(self, why: str) -> None:
         self._failed = why
 
-    def _why_none(self) -> str:
-        """Why no container can be made on any engine; empty when one can."""
-        if not self._watches or self._usable():
-            return ""
-        whys = (watch.problem or self.images.why_missing(watch.engine) for watch in self._watches.values())
-        return "; ".join(dict.fromkeys(whys))
-
-    def _usable(self) -> list[Engine]:
-        engines = [watch.engine for watch in self._watches.values() if not watch.problem]
-        return [engine for engine in engines if self.images.on(engine) is not None]
-
     def offer(self, requirements: Requirements) -> Offer:
         """Whether one more can be made; where no engine can, why."""
-        why = self._why_none()
+        why = "" if self._fleet is None else self._fleet.why_none
         if why and requirements.allow(self.next(0)):
             return Offer(OfferKind.NEVER, reason=why)
         return super().offer(requirements)
@@ -216,18 +202,20 @@ class DockerHub(SupplyHub[DockerOptions]):
             DockerError: An engine refuses.
             InstanceFailure: What is in it does not answer.
         """
-        engine = self._choose()
+        engine = self._engines.choose(container.engine for container in self._containers.values())
         container = self._containers[coming.id] = Container(coming.endpoint.removeprefix("docker://"), engine)
         try:
-            channel, details = await self._made(container)
-        except BaseException:
+            channel, details = await self._made(container, coming)
+        except BaseException as error:
+            if isinstance(error, Exception):
+                self._engines.failed(engine)
             await self._removed(coming.id)
             raise
         container.ready = True
-        image = self.images.on(engine)
-        details |= {"engine": engine.name, "container": container.id[:12], "digest": "" if image is None else image.id}
+        image = self._engines.images.on(engine)
+        place = {"engine": engine.name, "container": container.id[:12], "digest": "" if image is None else image.id}
         return coming.changed(
-            offers=((self.options.api, channel),), details={**coming.details, **details}, handle=container
+            offers=((self.options.api, channel),), details={**coming.details, **details, **place}, handle=container
         )
 
     async def destroy(self, instance: ResourceInstance) -> None:
@@ -241,72 +229,14 @@ class DockerHub(SupplyHub[DockerOptions]):
 
     # -- one container -----------------------------------------------------------------------------------------
 
-    def _choose(self) -> Engine:
-        """The engine with the fewest containers of ours.
-
-        Raises:
-            ImageMissing: None has the image.
-            EngineDown: None answers.
-        """
-        usable = self._usable()
-        if not usable:
-            there = any(not watch.problem for watch in self._watches.values())
-            raise (ImageMissing if there else EngineDown)(self._why_none())
-        counts = {engine.name: len(list(self.containers_on(engine))) for engine in usable}
-        return min(usable, key=lambda engine: counts[engine.name])
-
-    async def _made(self, container: Container) -> tuple[Channel, dict[str, Any]]:
+    async def _made(self, container: Container, coming: ResourceInstance) -> tuple[Channel, Mapping[str, Any]]:
         engine = container.engine
         try:
-            container.id = await engine.create(container.name, self._config)
+            container.id = await engine.create(container.name, self._configs[engine.name])
         except NotFound as error:
-            await self._look_for_image(engine)
-            raise ImageMissing(f"{error}; {self.images.why_missing(engine)}") from error
-        if self.options.api != RUNNER:
-            await engine.start(container.id)
-            return await self._served(container), {}
-        stream = container.stream = await engine.attach(container.id)
-        await engine.start(container.id)
-        try:
-            hello = await start(stream, options=agent_options(self.options), timeout_s=self.options.create_timeout_s)
-        except InstanceFailure as failure:
-            said = f"{failure.message}; it said: {stream.log}" if stream.log else failure.message
-            raise InstanceFailure(failure.kind, said, started=False) from failure
-        return stream, {"runner": hello.as_dict()}
-
-    async def _served(self, container: Container) -> HttpChannel:
-        """Wait until a server answers.
-
-        Raises:
-            InstanceFailure: It ends before that.
-        """
-        port = self.options.port or 0
-        try:
-            published = published_port(await container.engine.inspect(container.id), port)
-        except (LookupError, NotFound):
-            # As a rule because it has ended, and is told of in a moment.
-            await asyncio.wait((container.ended,), timeout=_PROBE_S)
-            why = container.ended.result() if container.ended.done() else f"port {port} is not published"
-            raise InstanceFailure(FailureKind.REFUSED, why, started=False) from None
-        channel = HttpChannel(f"http://{container.engine.address.published_at}:{published}")
-        probed = self.next(0).changed(offers=((self.options.api, channel),))
-        while True:
-            try:
-                await self._probe(probed)
-            except InstanceFailure as failure:
-                logger.debug("%s: %s does not answer yet: %s", self.name, container.name, failure)
-            else:
-                return channel
-            await asyncio.wait((container.ended,), timeout=_ASK_EVERY_S)
-            if container.ended.done():
-                raise InstanceFailure(FailureKind.REFUSED, container.ended.result(), started=False)
-
-    async def _probe(self, instance: ResourceInstance) -> None:
-        try:
-            async with asyncio.timeout(_PROBE_S):
-                await HttpProbe(type="http", path=self.options.health_path).examine(instance)
-        except TimeoutError:
-            raise InstanceFailure(FailureKind.TIMEOUT, f"{self.options.health_path} is not answered") from None
+            await self._engines.look_for_image(engine)
+            raise ImageMissing(f"{error}; {self._engines.images.why_missing(engine)}") from error
+        return await started(container, coming, self.options)
 
     async def _removed(self, instance_id: str) -> None:
         """Remove a container to the end, even when whoever waits for it is cancelled."""
@@ -345,35 +275,11 @@ class DockerHub(SupplyHub[DockerOptions]):
                 logger.warning("%s: %s: %s", self.name, container.name, reason)
                 self.replace(instance, reason)
 
-    async def met(self, engine: Engine) -> None:
-        """An engine answers: see whether it has the runtime and the image.
-
-        Raises:
-            RuntimeMissing: It lacks the runtime.
-        """
-        runtime = self.profile.runtime
-        if runtime:
-            known = (await engine.call(lambda client: client.info())).get("Runtimes") or {}
-            if runtime not in known:
-                have = ", ".join(sorted(known))
-                raise RuntimeMissing(f"engine {engine.name} has no runtime {runtime!r}; it has: {have}")
-        await self._look_for_image(engine)
-
     def gone(self, engine: Engine) -> None:
         """An engine answers no more; what has lost its streams is lost."""
         for container in self.containers_on(engine):
             if container.ready and container.stream is not None and container.stream.closed:
                 self.lost(container, f"engine {engine.name} is gone")
-
-    async def _look_for_image(self, engine: Engine) -> None:
-        if await self.images.look(engine) is not None:
-            self._retry_now()
-        elif self.options.pull != "never":
-            self.images.pull(engine)
-
-    def _image_arrived(self, engine: Engine) -> None:
-        logger.info("%s: %s is there on %s", self.name, self.images.name, engine.name)
-        self._retry_now()
 
     def _retry_now(self) -> None:
         """What was in the way may be gone: do not wait for the end of a pause."""

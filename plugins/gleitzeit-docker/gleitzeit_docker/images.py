@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 _LATEST: Final = "latest"
 _HUNDRED: Final = 100
+_WHOLE: Final = "Pulling from "
 # The head of an answer to a pull comes only when the registry has answered, too.
 _REGISTRY_TIMEOUT_S: Final = 60.0
 
@@ -156,7 +157,10 @@ async def steps(connection: wire.Wire, stall_timeout_s: float) -> AsyncIterator[
             raise ImageMissing(str(line["error"]))
         amount = line.get("progressDetail") or {}
         status = str(line.get("status") or line.get("stream") or "").rstrip("\n")
-        if status:
+        if status.startswith(_WHOLE):
+            # The id in it is a tag, and no part of the image.
+            yield Step(f"{status}:{line.get('id', '')}")
+        elif status:
             yield Step(status, str(line.get("id", "")), amount.get("current"), amount.get("total"))
 
 
@@ -222,15 +226,17 @@ class Images:
         return self._pulls[engine.name]
 
     async def _pull(self, engine: Engine) -> None:
-        logger.info("%s: pulling %s", engine.name, self.name)
+        logger.debug("%s: pulling %s", engine.name, self.name)
         try:
             async for step in pull(engine, self.name, stall_timeout_s=self._stall_timeout_s):
                 self._progress[engine.name].note(step)
             await self.look(engine)
             self._failures.pop(engine.name, None)
         except DockerError as error:
+            # It is tried again and again; the same is said once.
+            level = logging.DEBUG if self._failures.get(engine.name) == error.message else logging.WARNING
             self._failures[engine.name] = error.message
-            logger.warning("%s: %s", engine.name, error.message)
+            logger.log(level, "%s: %s", engine.name, error.message)
         finally:
             del self._pulls[engine.name]
         if self.on(engine) is not None:

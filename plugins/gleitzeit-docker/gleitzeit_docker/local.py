@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
     from gleitzeit_core.cli.context import Invocation
+    from gleitzeit_docker.address import Address
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ def hubs_of(invocation: Invocation, engines: Sequence[str]) -> dict[str, DockerO
         return {"command line": checked_options({"engines": list(engines)})}
     sections = invocation.configuration().hubs.values()
     found = {section.name: section.options for section in sections if isinstance(section.options, DockerOptions)}
-    return found or {"docker": DockerOptions()}
+    return found or {"docker": checked_options({})}
 
 
 def checked_options(data: dict[str, Any]) -> DockerOptions:
@@ -73,41 +74,39 @@ def checked_options(data: dict[str, Any]) -> DockerOptions:
         raise ConfigurationError(explain(error, DockerOptions, data, (), lambda _: "")) from None
 
 
+def _names(hubs: Mapping[str, DockerOptions]) -> dict[Address, str]:
+    """What their engines are called, each by one name that no other has: its URL, where a hub calls another so."""
+    found: dict[Address, str] = {}
+    for options in hubs.values():
+        for name, address in options.engines_used():
+            found.setdefault(address, address.url if name in found.values() else name)
+    return found
+
+
 @contextlib.asynccontextmanager
 async def engines_of(hubs: Mapping[str, DockerOptions]) -> AsyncIterator[dict[str, Engine]]:
     """Their engines, each once, by name."""
-    found: dict[str, Engine] = {}
+    timeout_s = max(options.call_timeout_s for options in hubs.values())
+    found = {name: Engine(address, name=name, timeout_s=timeout_s) for address, name in _names(hubs).items()}
     try:
-        for options in hubs.values():
-            for name, address in options.engines_used():
-                if name not in found:
-                    found[name] = Engine(address, name=name, timeout_s=options.call_timeout_s)
         yield found
     finally:
-        for engine in found.values():
-            await engine.aclose()
+        await asyncio.gather(*(engine.aclose() for engine in found.values()))
 
 
 def images_wanted(hubs: Mapping[str, DockerOptions]) -> dict[str, dict[str, list[str]]]:
     """By image and engine: the hubs that need it there."""
     wanted: dict[str, dict[str, list[str]]] = {}
+    names = _names(hubs)
     for name, options in hubs.items():
-        for engine, _ in options.engines_used():
-            wanted.setdefault(full_name(options.profile_used().image), {}).setdefault(engine, []).append(name)
+        for _, address in options.engines_used():
+            wanted.setdefault(full_name(options.profile_used().image), {}).setdefault(names[address], []).append(name)
     return wanted
 
 
-async def containers(engine: Engine) -> list[Found]:
-    """All containers of hubs on an engine, whoever made them.
-
-    Raises:
-        DockerError: It does not say.
-    """
-    owner = await asyncio.to_thread(Owner.begin)
-    try:
-        return [await asyncio.to_thread(_found, engine, owner, each) for each in await engine.containers(OWNER)]
-    finally:
-        await asyncio.to_thread(owner.close)
+async def _containers(engine: Engine, owner: Owner) -> list[Found]:
+    """All containers of hubs on an engine, whoever made them; their owners as `owner` sees them."""
+    return [await asyncio.to_thread(_found, engine, owner, each) for each in await engine.containers(OWNER)]
 
 
 def _found(engine: Engine, owner: Owner, each: Mapping[str, Any]) -> Found:
@@ -127,8 +126,18 @@ def _found(engine: Engine, owner: Owner, each: Mapping[str, Any]) -> Found:
 
 
 async def everywhere(engines: Mapping[str, Engine]) -> tuple[list[Found], dict[str, DockerError]]:
-    """The containers of hubs on all engines; and of those that do not say, why."""
-    results = await asyncio.gather(*map(containers, engines.values()), return_exceptions=True)
+    """The containers of hubs on all engines; and of those that do not say, why.
+
+    Raises:
+        OSError: No owner can be judged here.
+    """
+    owner = await asyncio.to_thread(Owner.begin)
+    try:
+        results = await asyncio.gather(
+            *(_containers(engine, owner) for engine in engines.values()), return_exceptions=True
+        )
+    finally:
+        await asyncio.to_thread(owner.close)
     found: list[Found] = []
     failures: dict[str, DockerError] = {}
     for name, result in zip(engines, results, strict=True):

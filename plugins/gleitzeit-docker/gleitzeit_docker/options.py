@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Final, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -21,8 +21,8 @@ from pydantic import (
 from gleitzeit_core.errors import nearest
 from gleitzeit_core.hub import HubOptions
 from gleitzeit_core.supply_options import SupplyOptions
-from gleitzeit_docker.address import SCHEMES, Address, Tls, from_environment
-from gleitzeit_docker.profiles import BUILT_IN, Profile, ProfileFields, beside
+from gleitzeit_docker.address import Address, Tls, checked_url, from_environment, published_by
+from gleitzeit_docker.profiles import AGENT_CAPABILITIES, BUILT_IN, Profile, ProfileFields, beside
 
 RUNNER: Final = "python-runner"
 # Nobody who holds one of these needs to break out. With the directories above them they are never mounted.
@@ -31,7 +31,11 @@ _SOCKETS: Final = (
     "/run/containerd/containerd.sock",
     "/run/podman/podman.sock",
     "/run/crio/crio.sock",
+    f"/run/user/{os.getuid()}/docker.sock",
+    f"/run/user/{os.getuid()}/podman/podman.sock",
 )
+# Through the roots and open files of processes it leads to all of them again.
+_PROCESSES: Final = PurePosixPath("/proc")
 
 
 class EngineTls(BaseModel):
@@ -69,20 +73,15 @@ class EngineOptions(BaseModel):
     name: str = Field(default="", description="For people; the URL when empty.")
     tls: EngineTls | None = Field(default=None, description="For tcp; left out: not encrypted.")
     published_at: str = Field(
-        default="", description="Where ports of its containers are reached; left out: 127.0.0.1 for unix."
+        default="",
+        pattern=r"^[\w.:-]*$",
+        description="The host where ports of its containers are reached; left out: 127.0.0.1 for unix.",
     )
 
     @field_validator("url")
     @classmethod
     def _known_scheme(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in SCHEMES:
-            raise ValueError(f"must begin with {', '.join(f'{scheme}://' for scheme in SCHEMES)}")
-        if (parts.scheme == "unix") != (not parts.netloc) or (parts.scheme == "unix" and not parts.path):
-            raise ValueError("names no host" if parts.scheme != "unix" else "needs a path: unix:///var/run/docker.sock")
-        if parts.scheme == "tcp" and parts.port is None:
-            raise ValueError("needs a port: 2376 with TLS as a rule, 2375 without")
-        return url
+        return checked_url(url)
 
     @model_validator(mode="after")
     def _tls_is_for_tcp(self) -> Self:
@@ -92,14 +91,9 @@ class EngineOptions(BaseModel):
 
     def address(self) -> Address:
         """As the rest of the plugin has it."""
-        given = self.tls
-        tls = (
-            None
-            if given is None
-            else Tls(str(given.ca or ""), str(given.cert or ""), str(given.key or ""), given.verify)
-        )
-        local = "127.0.0.1" if self.url.startswith("unix:") else ""
-        return Address(self.url, tls, self.published_at or local)
+        tls = None if self.tls is None else self.tls.plain()
+        at = f"[{self.published_at}]" if ":" in self.published_at else self.published_at
+        return Address(self.url, tls, at or published_by(self.url))
 
 
 def _written_out(value: object) -> object:
@@ -189,6 +183,12 @@ class DockerOptions(ProfileFields, SupplyOptions, HubOptions):
         return [_plain_path(path) for path in paths]
 
     @model_validator(mode="after")
+    def _engines_can_be(self) -> Self:
+        """Also the one of the environment, of which nothing else says whether it can be."""
+        self.engines_used()
+        return self
+
+    @model_validator(mode="after")
     def _known_profile(self) -> Self:
         known = [*BUILT_IN, *self.profiles]
         taken = sorted(BUILT_IN.keys() & self.profiles.keys())
@@ -206,31 +206,42 @@ class DockerOptions(ProfileFields, SupplyOptions, HubOptions):
         if self.api == RUNNER:
             if self.port is not None or self.models or self.command or self.max_concurrent > 1:
                 raise ValueError("a python-runner has no port, models or command of its own, and one user at a time")
+            self._check_capabilities()
             return self
         if self.port is None:
             raise ValueError(f"api {self.api!r} needs 'port': where the containers speak it")
         if self.profile_used().network == "none":
             raise ValueError("a port cannot be reached where the profile has no network: set network: bridge")
-        deaf = [engine.url for engine in self.engines if not engine.address().published_at]
+        deaf = [address.url for _, address in self.engines_used() if not address.published_at]
         if deaf:
             raise ValueError(f"{deaf[0]} needs 'published_at': where the ports of its containers are reached")
         return self
 
+    def _check_capabilities(self) -> None:
+        profile = self.profile_used()
+        missing = [name for name in AGENT_CAPABILITIES if name not in profile.capabilities]
+        if missing and profile.user.partition(":")[0] in ("", "0", "root"):
+            raise ValueError(f"a python-runner that is root needs the capabilities {', '.join(missing)}; or set 'user'")
+
     @model_validator(mode="after")
     def _safe_volumes(self) -> Self:
-        sockets = {*_SOCKETS, *(engine.address().socket for engine in self.engines)} - {""}
+        sockets = {*_SOCKETS, *(address.socket for _, address in self.engines_used())} - {""}
+        writable = [volume.source for volume in self.volumes if not volume.read_only]
         for volume in self.volumes:
-            source = PurePosixPath(_real(volume.source))
-            if any(_holds(source, PurePosixPath(_real(socket))) for socket in sockets):
+            source = _real(volume.source)
+            if _holds(_PROCESSES, source) or any(_holds(source, _real(socket)) for socket in sockets):
                 raise ValueError(f"{volume.source} is or holds an engine's socket: a container never gets that")
-            if not any(_holds(PurePosixPath(_real(allowed)), source) for allowed in self.allowed_volumes):
+            if not any(_holds(_real(allowed), source) for allowed in self.allowed_volumes):
                 raise ValueError(f"{volume.source} is not in or below any of 'allowed_volumes'")
+            above = [path for path in writable if _real(path) in source.parents]
+            if above:
+                # The next container would be given whatever that link leads to.
+                raise ValueError(f"{volume.source} is below {above[0]}, where payloads could put a link in its place")
         return self
 
     @model_validator(mode="after")
     def _engines_once(self) -> Self:
-        for what in ("url", "name"):
-            seen = [getattr(engine, what) for engine in self.engines if getattr(engine, what)]
+        for seen in ([engine.url for engine in self.engines], [engine.name or engine.url for engine in self.engines]):
             twice = sorted({value for value in seen if seen.count(value) > 1})
             if twice:
                 raise ValueError(f"'engines' has {twice[0]} twice")
@@ -247,7 +258,11 @@ class DockerOptions(ProfileFields, SupplyOptions, HubOptions):
         return (base if named is None else base.over(named)).over(self)
 
     def engines_used(self) -> list[tuple[str, Address]]:
-        """Where containers run: names and addresses."""
+        """Where containers run: names and addresses.
+
+        Raises:
+            ValueError: None are given, and ``DOCKER_HOST`` is no engine's URL.
+        """
         if not self.engines:
             address = from_environment()
             return [(address.url, address)]
@@ -260,11 +275,12 @@ def _plain_path(path: str) -> str:
     return str(PurePosixPath(path))
 
 
-def _real(path: str) -> str:
+def _real(path: str) -> PurePosixPath:
     """Where a path leads on this machine, which is the engine's as a rule; elsewhere it is the path itself."""
-    real = str(Path(path).resolve())
+    real = os.path.realpath(path)
     # The usual link, also where this machine has neither.
-    return f"/run{real.removeprefix('/var/run')}" if real.startswith("/var/run/") or real == "/var/run" else real
+    is_run = real.startswith("/var/run/") or real == "/var/run"
+    return PurePosixPath(f"/run{real.removeprefix('/var/run')}" if is_run else real)
 
 
 def _holds(above: PurePosixPath, path: PurePosixPath) -> bool:

@@ -3,17 +3,19 @@
 Each process that makes containers holds the lock of a file as long as it lives: the kernel drops the lock with the
 process, however that ends. Every container is labelled with its owner's name and with the place where its file is. Only
 processes of the same place - the same directory, since the same start of the same machine - judge an owner; an engine
-that several machines use is safe for all of them. All calls here block.
+that several machines use is safe for all of them. So is a directory that they share, even where locks do not reach from
+one to the other: names of owners, and so of files, begin with the start of the machine. All calls here block.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import socket
 import uuid
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
@@ -25,6 +27,7 @@ PLACE: Final = "gleitzeit.place"
 HUB: Final = "gleitzeit.hub"
 
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
+_BOOT_LETTERS: Final = 12
 _SUFFIX: Final = ".lock"
 
 
@@ -59,14 +62,14 @@ class Owner:
         folder = folder or state_dir()
         folder.mkdir(0o700, parents=True, exist_ok=True)
         while True:
-            name = uuid.uuid4().hex
+            name = f"{_start_of_machine()}{uuid.uuid4().hex}"
             path = folder / f"{name}{_SUFFIX}"
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
                 # Whoever tidies up may have it for a moment.
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-                if path.exists():
-                    return cls(folder, name, _place(folder), descriptor)
+                if _is_at(path, descriptor):
+                    return cls(folder, name, f"{_start_of_machine()}/{_identity(folder)}", descriptor)
             except BaseException:
                 path.unlink(missing_ok=True)
                 os.close(descriptor)
@@ -80,22 +83,31 @@ class Owner:
         return {OWNER: self.name, PLACE: self.place}
 
     def is_dead(self, name: str, place: str) -> bool:
-        """Whether the owner called `name` has ended, as far as can be known from here; never of oneself."""
+        """Whether the owner called `name` has ended, as far as can be known from here; never of oneself.
+
+        One that has no file has ended, unless somebody has removed ours as well: then the directory says nothing.
+        """
         if name == self.name or place != self.place or not name.isalnum():
             return False
-        return _is_unlocked(self._folder / f"{name}{_SUFFIX}")
+        return _is_unlocked(self._path(name)) and self._is_there()
 
     def tidy(self) -> None:
-        """Remove the files of those who have ended. One without a file has ended, too."""
-        for path in self._folder.glob(f"*{_SUFFIX}"):
+        """Remove the files of those who have ended, of this start of the machine."""
+        for path in self._folder.glob(f"{_start_of_machine()}*{_SUFFIX}"):
             if path.stem != self.name:
                 _is_unlocked(path, then=partial(path.unlink, missing_ok=True))
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}{_SUFFIX}"
+
+    def _is_there(self) -> bool:
+        return self._descriptor is not None and _is_at(self._path(self.name), self._descriptor)
 
     def close(self) -> None:
         """No container is ours any more. More than once is fine."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
-            (self._folder / f"{self.name}{_SUFFIX}").unlink(missing_ok=True)
+            self._path(self.name).unlink(missing_ok=True)
             os.close(descriptor)
 
 
@@ -105,32 +117,49 @@ def state_dir() -> Path:
     return (Path(base) if Path(base).is_absolute() else Path.home() / ".local" / "state") / "gleitzeit" / "docker"
 
 
-def _place(folder: Path) -> str:
-    """The same for all processes that see each other's locks, and for no others."""
-    boot = _BOOT.read_text(encoding="ascii").strip() if _BOOT.exists() else ""
-    return f"{socket.gethostname()}/{boot}/{_identity(folder)}"
+@cache
+def _start_of_machine() -> str:
+    """The same for all processes whose locks one kernel keeps, in whatever containers they are, and for no others."""
+    if _BOOT.exists():
+        return _BOOT.read_text(encoding="ascii").replace("-", "")[:_BOOT_LETTERS]
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:_BOOT_LETTERS]
 
 
 def _identity(folder: Path) -> str:
     """A name for the directory itself, which is elsewhere under the same path in another container."""
     path = folder / "place"
-    with contextlib.suppress(FileExistsError):
+    if not path.exists():
         # Whole from the start, for whoever reads it meanwhile.
         draft = folder / f"place.{uuid.uuid4().hex}"
-        draft.write_text(uuid.uuid4().hex, encoding="ascii")
         try:
-            os.link(draft, path)
+            draft.write_text(uuid.uuid4().hex, encoding="ascii")
+            with contextlib.suppress(FileExistsError):
+                os.link(draft, path)
         finally:
-            draft.unlink()
+            draft.unlink(missing_ok=True)
     return path.read_text(encoding="ascii").strip()
 
 
-def _is_unlocked(path: Path, then: Callable[[], None] | None = None) -> bool:
-    """Whether nobody holds the lock of a file, or there is no such file. If so, do `then` while nobody can take it."""
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether an open file stands at `path` still."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _is_unlocked(path: Path, then: Callable[[], None] | None = None) -> bool:
+    """Whether nobody holds the lock of a file, or there is no such file. If so, do `then` while nobody can take it.
+
+    One that is another user's cannot be judged: it may be locked.
+    """
+    try:
+        # For writing, as some network file systems give no lock otherwise.
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return True
+    except PermissionError:
+        return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if then is not None:

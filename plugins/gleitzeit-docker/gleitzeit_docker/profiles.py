@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
+from decimal import Decimal
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 _UNITS: Final = {"": 1, "b": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([bkmg]?)(?:i?b)?", re.IGNORECASE)
 _MB: Final = 1024**2
+# More than any machine has, and no more than an engine can read.
+_SIZE_MOST: Final = 2**60
 # An engine refuses less.
 _MEMORY_LEAST: Final = 6 * _MB
 _CPU_PERIOD_US: Final = 100_000
@@ -42,10 +45,10 @@ def size_bytes(value: object) -> object:
     match = _SIZE.fullmatch(value.strip())
     if match is None:
         raise ValueError("a size is a number of bytes, or with a unit: 512m, 1.5g")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    return int(Decimal(match[1]) * _UNITS[match[2].lower()])
 
 
-Size = Annotated[int, BeforeValidator(size_bytes, json_schema_input_type=int | str), Field(ge=1)]
+Size = Annotated[int, BeforeValidator(size_bytes, json_schema_input_type=int | str), Field(ge=1, le=_SIZE_MOST)]
 
 
 def beside(path: Path, info: ValidationInfo) -> Path:
@@ -65,7 +68,8 @@ class ProfileFields(BaseModel):
     pids: int | None = Field(default=None, ge=4, description="Processes and threads at once, the runner's included.")
     open_files: int | None = Field(default=None, ge=32, description="Open files of one process.")
     tmpfs: dict[str, Size] | None = Field(
-        default=None, description="Directories in memory and their sizes; what is in them counts as memory."
+        default=None,
+        description="Directories in memory and their sizes, besides /tmp; what is in them counts as memory.",
     )
     shm: Size | None = Field(default=None, description="The size of /dev/shm.")
     read_only: bool | None = Field(default=None, description="Whether only what is in `tmpfs` can be written.")
@@ -114,7 +118,7 @@ class ProfileFields(BaseModel):
         for path in tmpfs or {}:
             if not re.fullmatch(r"/[^:,\0]+", path) or ".." in path.split("/"):
                 raise ValueError(f"{path!r} is no directory that can be mounted")
-        return tmpfs
+        return None if tmpfs is None else {str(PurePosixPath(path)): size for path, size in tmpfs.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +134,8 @@ class Profile:
     shm: int = 16 * _MB
     read_only: bool = True
     network: str = "none"
-    user: str = "0:0"
+    # Empty: root for a runner, which makes payloads somebody else; as the image says for a server.
+    user: str = ""
     capabilities: tuple[str, ...] = AGENT_CAPABILITIES
     no_new_privileges: bool = True
     seccomp: str = "default"
@@ -138,8 +143,9 @@ class Profile:
     single_use: bool = False
 
     def over(self, given: ProfileFields) -> Profile:
-        """This one with what `given` sets."""
+        """This one with what `given` sets. Directories in memory are added to those there are: runners need /tmp."""
         set_there = {each.name: getattr(given, each.name) for each in fields(self)}
+        set_there["tmpfs"] = {**self.tmpfs, **(given.tmpfs or {})}
         return replace(self, **{name: value for name, value in set_there.items() if value is not None})
 
     def host_config(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import io
 import json
 import tarfile
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 from gleitzeit_docker import wire
 from gleitzeit_docker.images import steps
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 DEFAULT_TAG: Final = "gleitzeit-runner:latest"
 _REQUIREMENTS: Final = "requirements.txt"
+# pip in the build asks the same index as pip here, where that is set.
+_ARGUMENTS: Final = ("PIP_INDEX_URL", "PIP_TRUSTED_HOST")
 _DOCKERFILE: Final = """\
 FROM {base}
 ENV PYTHONDONTWRITEBYTECODE=1 MPLBACKEND=Agg
@@ -43,6 +46,22 @@ def dockerfile(base: str, *, with_requirements: bool) -> str:
     """
     text = _DOCKERFILE.format(base=base)
     return text + _INSTALL if with_requirements else text
+
+
+def arguments_for_pip(environment: Mapping[str, str]) -> dict[str, str]:
+    """What pip in the build is told, from variables of the same names here.
+
+    Raises:
+        ValueError: One holds a password: whoever has an image can read in its history what it was built with.
+    """
+    found = {name: environment[name] for name in _ARGUMENTS if environment.get(name)}
+    for name, value in found.items():
+        if "@" in urlsplit(value).netloc:
+            raise ValueError(
+                f"{name} holds a user or a password, which the image's history would show to all who get the image: "
+                "take the text of --recipe, and give the URL to 'docker build' as a secret"
+            )
+    return found
 
 
 def context(text: str, requirements: bytes | None) -> bytes:
@@ -68,7 +87,7 @@ async def build(
         engine: Where.
         tag: What it will be called.
         packed: From `context`.
-        arguments: Values for the recipe's ``ARG`` lines; they are not kept in the image.
+        arguments: Values for the recipe's ``ARG`` lines. The image's history keeps them.
         pull: Whether a newer base is looked for.
         stall_timeout_s: It has failed when the engine is silent for so long.
 

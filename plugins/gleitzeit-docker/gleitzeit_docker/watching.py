@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from gleitzeit_docker.errors import DockerError, EngineDown
+from gleitzeit_docker.errors import DockerError
 from gleitzeit_docker.owners import OWNER, PLACE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+    from contextlib import AbstractAsyncContextManager
 
     from gleitzeit_docker.containers import Container
     from gleitzeit_docker.engine import Engine
@@ -37,13 +37,6 @@ class Watcher(Protocol):
     def lost(self, container: Container, reason: str) -> None:
         """One of them has ended, and not by us."""
 
-    async def met(self, engine: Engine) -> None:
-        """An engine answers, for the first time or again.
-
-        Raises:
-            DockerError: It is of no use.
-        """
-
     def gone(self, engine: Engine) -> None:
         """An engine answers no more."""
 
@@ -55,12 +48,16 @@ class Watch:
         engine: Which.
         owner: Us.
         watcher: Is told.
+        met: Called when it answers, for the first time or again; raises DockerError when it is of no use.
     """
 
-    def __init__(self, engine: Engine, owner: Owner, watcher: Watcher) -> None:
+    def __init__(
+        self, engine: Engine, owner: Owner, watcher: Watcher, *, met: Callable[[Engine], Awaitable[None]]
+    ) -> None:
         self.engine = engine
+        # Why the engine is of no use now; empty when it is.
         self.problem = ""
-        self._owner, self._watcher = owner, watcher
+        self._owner, self._watcher, self._met = owner, watcher, met
         self._task: asyncio.Task[None] | None = None
         self._out_of_memory: set[str] = set()
 
@@ -69,15 +66,28 @@ class Watch:
         return f"<Watch {self.engine.name}: {self.problem or 'well'}>"
 
     async def meet(self) -> None:
-        """See whether the engine is there and of use, and put right what was left there."""
+        """See whether the engine is there and of use, and put right what was left there.
+
+        Raises:
+            DockerError: It is not.
+        """
         try:
             await self.engine.ping()
-            await self._watcher.met(self.engine)
+            await self._met(self.engine)
             await self.resync()
         except DockerError as error:
-            self.problem = error.message
+            self._is_away(error.message)
             raise
+        if self.problem:
+            logger.info("engine %s answers again", self.engine.name)
         self.problem = ""
+
+    def _is_away(self, why: str) -> None:
+        was_well, self.problem = not self.problem, f"engine {self.engine.name}: {why}"
+        self.engine.doubt()
+        if was_well:
+            logger.warning("%s", self.problem)
+            self._watcher.gone(self.engine)
 
     def begin(self) -> None:
         """Go on watching."""
@@ -93,36 +103,22 @@ class Watch:
         pause_s = _AGAIN_S
         while True:
             try:
-                await self._follow()
+                async with self._events() as events:
+                    # What happened before they began, this shows; what happens meanwhile waits.
+                    await self.meet()
+                    pause_s = _AGAIN_S
+                    async for event in events:
+                        self._happened(event)
                 why = "its events ended"
-            except DockerError as error:
-                why = error.message
-            self.engine.doubt()
-            was_well = not self.problem
-            self.problem = f"engine {self.engine.name}: {why}"
-            if was_well:
-                logger.warning("%s", self.problem)
-                pause_s = _AGAIN_S
-                self._watcher.gone(self.engine)
+            except (DockerError, OSError) as error:
+                why = str(error)
+            self._is_away(why)
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, _AGAIN_MAX_S)
 
-    async def _follow(self) -> None:
-        """Follow the events. What happened before they began, the comparison after that shows."""
+    def _events(self) -> AbstractAsyncContextManager[AsyncIterator[dict[str, Any]]]:
         filters = {"type": ["container"], "event": list(_EVENTS), "label": [f"{OWNER}={self._owner.name}"]}
-        async with contextlib.aclosing(self.engine.events(filters)) as events:
-            following = asyncio.ensure_future(anext(events, None))
-            try:
-                was_away = bool(self.problem)
-                await self.meet()
-                if was_away:
-                    logger.info("engine %s answers again", self.engine.name)
-                while (event := await following) is not None:
-                    self._happened(event)
-                    following = asyncio.ensure_future(anext(events, None))
-            finally:
-                following.cancel()
-                await asyncio.gather(following, return_exceptions=True)
+        return self.engine.events(filters)
 
     def _happened(self, event: Mapping[str, Any]) -> None:
         actor = event.get("Actor") or {}
@@ -161,10 +157,16 @@ class Watch:
             ours = owner == self._owner.name and place == self._owner.place
             forgotten = ours and not any(map(self._watcher.knows, _names(each)))
             if forgotten or (not ours and await asyncio.to_thread(self._owner.is_dead, owner, place)):
-                logger.info("engine %s: removing %s, which is left over", self.engine.name, "/".join(_names(each)))
-                with contextlib.suppress(EngineDown):
-                    await self.engine.remove(str(each["Id"]))
+                await self._remove(str(each["Id"]), "/".join(_names(each)))
         await asyncio.to_thread(self._owner.tidy)
+
+    async def _remove(self, container: str, name: str) -> None:
+        logger.info("engine %s: removing %s, which is left over", self.engine.name, name)
+        try:
+            await self.engine.remove(container)
+        except DockerError as error:
+            # One that cannot be removed is no reason to use the engine no more; the next sweep tries again.
+            logger.warning("engine %s: %s could not be removed: %s", self.engine.name, name, error.message)
 
 
 def _names(found: Mapping[str, Any]) -> list[str]:

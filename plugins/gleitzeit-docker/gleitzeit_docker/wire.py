@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode, urlsplit
 
@@ -20,9 +21,13 @@ if TYPE_CHECKING:
 
     from gleitzeit_docker.address import Address
 
-_HEAD_MAX: Final = 64 * 1024
+# What waits here of one connection is at most twice this. A head or a line of JSON must fit; a stream needs less.
 _LINE_MAX: Final = 4 * 1024 * 1024
+STREAM_MAX: Final = 64 * 1024
+# A connection on which nothing is said for so long is tried, or a firewall in between would drop it without a word.
+_KEEP_ALIVE_S: Final = 30
 _MESSAGE_MAX: Final = 64 * 1024
+_LAST_WORDS_S: Final = 1.0
 _ERROR: Final = 400
 
 
@@ -46,7 +51,9 @@ class Wire:
 
     async def aclose(self) -> None:
         """Cut it: nobody reads what might still come. More than once is fine."""
-        self.writer.transport.abort()
+        if not self.writer.transport.is_closing():
+            # Pipes of Python 3.11 cannot be cut when the other end was first.
+            self.writer.transport.abort()
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
@@ -70,10 +77,22 @@ class Wire:
             first, *rest = head.decode("latin-1").rstrip().split("\r\n")
             status = int(first.split()[1])
         except (OSError, EOFError, asyncio.LimitOverrunError, ValueError, IndexError) as error:
-            raise EngineDown(f"no answer to {method} {path.partition('?')[0]}: {error}") from error
+            why = await self._said_by_ssh() or error
+            raise EngineDown(f"no answer to {method} {path.partition('?')[0]}: {why}") from error
         return status, {
             name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in rest)
         }
+
+    async def _said_by_ssh(self) -> str:
+        """Why the ssh client in between gave up: it knows no key, or no such host."""
+        if self._process is None or self._process.stderr is None:
+            return ""
+        try:
+            async with asyncio.timeout(_LAST_WORDS_S):
+                said = await self._process.stderr.read(_MESSAGE_MAX)
+        except (TimeoutError, OSError):
+            return ""
+        return said.decode(errors="replace").strip()
 
     async def accepted(
         self, method: str, path: str, *, headers: Mapping[str, str], body: bytes = b""
@@ -102,47 +121,62 @@ class Wire:
         return by_status(status, message)
 
 
-async def dial(address: Address, *, timeout_s: float) -> Wire:
+async def dial(address: Address, *, timeout_s: float, limit: int = _LINE_MAX) -> Wire:
     """Connect to an engine.
+
+    Args:
+        address: Where it is.
+        timeout_s: How long that may take.
+        limit: So many bytes that nobody reads may wait here, and as many again.
 
     Raises:
         EngineDown: It cannot be reached, or not within `timeout_s`.
     """
     try:
         async with asyncio.timeout(timeout_s):
-            return await _dialled(address)
+            return await _dialled(address, limit)
     except TimeoutError:
         raise EngineDown(f"{address.url} takes no connection within {timeout_s:g} s", hangs=True) from None
     except OSError as error:
         raise EngineDown(f"{address.url} cannot be reached: {error.strerror or error}") from error
 
 
-async def _dialled(address: Address) -> Wire:
+async def _dialled(address: Address, limit: int) -> Wire:
     parts = urlsplit(address.url)
     if parts.scheme == "unix":
-        return Wire(*await asyncio.open_unix_connection(parts.path, limit=_LINE_MAX))
+        return Wire(*await asyncio.open_unix_connection(parts.path, limit=limit))
     if parts.scheme == "ssh":
         process = await asyncio.create_subprocess_exec(
             *_ssh_command(address.url),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            limit=_LINE_MAX,
+            stderr=asyncio.subprocess.PIPE,
+            limit=limit,
             # A Ctrl-C at a terminal is for us.
             start_new_session=True,
         )
         if process.stdout is None or process.stdin is None:
             raise OSError("ssh has no pipes")
         return Wire(process.stdout, process.stdin, process)
-    tls = address.context()
-    return Wire(*await asyncio.open_connection(parts.hostname, parts.port, ssl=tls, limit=_LINE_MAX))
+    tls = None if address.tls is None else await asyncio.to_thread(address.context)
+    wire = Wire(*await asyncio.open_connection(parts.hostname, parts.port, ssl=tls, limit=limit))
+    _keep_alive(wire.writer.get_extra_info("socket"))
+    return wire
+
+
+def _keep_alive(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option in ("TCP_KEEPIDLE", "TCP_KEEPINTVL"):
+        if hasattr(socket, option):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), _KEEP_ALIVE_S)
 
 
 def _ssh_command(url: str) -> list[str]:
     parts = urlsplit(url)
     user = ["-l", parts.username] if parts.username else []
     port = ["-p", str(parts.port)] if parts.port else []
-    return ["ssh", "-o", "BatchMode=yes", *user, *port, "--", parts.hostname or "", "docker system dial-stdio"]
+    options = ["-o", "BatchMode=yes", "-o", f"ServerAliveInterval={_KEEP_ALIVE_S}"]
+    return ["ssh", *options, *user, *port, "--", parts.hostname or "", "docker system dial-stdio"]
 
 
 async def answer(
@@ -154,6 +188,7 @@ async def answer(
     query: Mapping[str, str] | None = None,
     headers: Mapping[str, str] | None = None,
     body: bytes = b"",
+    limit: int = _LINE_MAX,
 ) -> tuple[Wire, dict[str, str]]:
     """Make a call, and leave its body to be read. The caller closes the connection.
 
@@ -165,12 +200,13 @@ async def answer(
         query: Parameters.
         headers: Further ones.
         body: Sent whole.
+        limit: As of `dial`.
 
     Raises:
         EngineDown: There is no answer.
         DockerError: It is an error.
     """
-    wire = await dial(address, timeout_s=timeout_s)
+    wire = await dial(address, timeout_s=timeout_s, limit=limit)
     try:
         async with asyncio.timeout(timeout_s):
             full = f"{path}?{urlencode(query)}" if query else path

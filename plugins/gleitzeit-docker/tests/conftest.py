@@ -85,14 +85,23 @@ async def running(**given: Any) -> AsyncIterator[Pooled]:  # noqa: ANN401 - as i
 
 
 @pytest.fixture
-async def pool(engine: APIClient) -> AsyncIterator[Callable[..., Awaitable[Pooled]]]:  # noqa: ARG001 - it must be there
-    """Runs a hub with the options it is given, until the test ends."""
+async def run_hub(state: Path) -> AsyncIterator[Callable[..., Awaitable[Pooled]]]:  # noqa: ARG001 - for its owner
+    """Runs a hub with the options it is given, on whatever engine, until the test ends."""
     async with AsyncExitStack() as stack:
 
         async def start(**given: Any) -> Pooled:  # noqa: ANN401 - as above
             return await stack.enter_async_context(running(**given))
 
         yield start
+
+
+@pytest.fixture
+async def pool(
+    engine: APIClient,  # noqa: ARG001 - it must be there
+    run_hub: Callable[..., Awaitable[Pooled]],
+) -> Callable[..., Awaitable[Pooled]]:
+    """Runs a hub on the real engine, as `run_hub`."""
+    return run_hub
 
 
 @pytest.fixture(scope="session")

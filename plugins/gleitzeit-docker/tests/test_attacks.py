@@ -190,6 +190,9 @@ async def test_a_child_that_hogs_memory_is_killed_alone(box: Sandbox) -> None:
     code = f"import os\npid = os.fork()\nif pid == 0:\n  exec({HOG!r})\nprint(os.waitpid(pid, 0)[1])"
     answer = await box.run(code, timeout_s=60)
     assert answer["stdout"] == "9\n"
+    # The payload itself has ended well.
+    assert (answer["oom_killed"], answer["killed_by"], answer["exit_status"]) == (True, "", 0)
+    assert (await box.run("1"))["oom_killed"] is False
     await box.is_well()
     assert box.container() == first
 

@@ -69,6 +69,38 @@ async def test_an_engine_that_does_not_answer_is_named(run: Run) -> None:
     assert "must begin with" in error
 
 
+async def test_an_environment_that_names_no_engine_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a mistake of the configuration, not of the program."""
+    monkeypatch.setenv("DOCKER_HOST", "far:2375")
+    for command in ("ps", "images", "pull", "prune"):
+        status, _, error = await run(command)
+        assert status == 2
+        assert "DOCKER_HOST, 'far:2375': must begin with unix://" in error
+        assert "unexpected" not in error
+
+
+async def test_engines_of_one_name_are_still_two(run: Run, tmp_path: Path) -> None:
+    """Two hubs may call different engines the same: neither takes the place of the other."""
+    (tmp_path / "gleitzeit.yaml").write_text(
+        "hubs:\n"
+        + "".join(f"  {n}: {{type: docker, engines: [{{url: 'unix:///no/{n}.sock', name: box}}]}}\n" for n in "ab")
+    )
+    _, out, error = await run("images", "--json")
+    assert [(row["engine"], row["hubs"]) for row in json.loads(out)] == [("box", ["a"]), ("unix:///no/b.sock", ["b"])]
+    assert "/no/a.sock cannot be reached" in error
+    assert "/no/b.sock cannot be reached" in error
+
+
+async def test_a_password_for_pip_is_not_built_in(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whoever gets the image could read it in its history."""
+    (tmp_path / "needs.txt").write_text("numpy\n")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://me:hidden@index.example/simple")
+    status, out, error = await run("build", "--requirements", "needs.txt")
+    assert status == 2
+    assert "PIP_INDEX_URL holds a user or a password" in error
+    assert "hidden" not in out + error
+
+
 @pytest.mark.docker
 @pytest.mark.usefixtures("engine", "configuration")
 async def test_images_are_shown_with_digests(run: Run) -> None:

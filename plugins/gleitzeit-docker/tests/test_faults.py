@@ -96,7 +96,7 @@ async def test_what_happens_to_a_container_from_outside_is_noticed_at_once(
 async def test_what_was_missed_is_found_when_all_are_compared(pool: Start, engine: APIClient) -> None:
     """Without any event: the next comparison shows that one is gone."""
     pooled = await pool(min_total=1, max_total=1, check_interval_s=3600, discover_interval_s=3600)
-    (watch,) = pooled.hub._watches.values()
+    (watch,) = pooled.hub._fleet.watches.values()
     await watch.aclose()
     victim = pooled.ready()[0]
     await asyncio.to_thread(engine.pause, victim.handle.name)
@@ -203,7 +203,7 @@ async def test_creating_on_an_engine_that_hangs_fails_in_time(proxy: EngineProxy
     with pytest.raises(RequestError):
         await pooled.dispatcher.lease(ANY, timeout_s=8)
     proxy.go_on()
-    await pooled.until(lambda: not (pooled.hub._containers or pooled.hub._retry or pooled.hub._why_none()))
+    await pooled.until(lambda: not (pooled.hub._containers or pooled.hub._retry or pooled.hub._fleet.why_none))
     await pooled.hub.discover()
     async with pooled.dispatcher.lease(ANY, timeout_s=20) as lease:
         assert lease.instance.handle.ready

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gleitzeit_core.errors import ConfigurationError
+from gleitzeit_core.errors import ConfigurationError, InstanceFailure
 from gleitzeit_core.resources import ChannelKind, Requirements, Speaks
 from gleitzeit_core.testing.conformance import SupplyConformance
+from gleitzeit_docker.containers import Container, config
 from gleitzeit_docker.hub import DockerHub
 from gleitzeit_docker.options import DockerOptions
 from gleitzeit_docker.owners import OWNER
 from gleitzeit_docker.profiles import AGENT_CAPABILITIES
+from gleitzeit_docker.starting import started
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -54,6 +56,10 @@ async def test_a_container_is_as_its_profile_says(pool: Start, engine: APIClient
     assert host["AutoRemove"]
     assert host["LogConfig"]["Type"] == "none"
     assert not found["Mounts"]
+    assert {limit["Name"]: limit["Hard"] for limit in host["Ulimits"]} == {"core": 0, "nofile": 1024}
+    assert host["Tmpfs"] == {"/tmp": f"rw,nosuid,nodev,mode=1777,size={64 * 1024**2}"}  # noqa: S108 - the container's
+    assert host["ShmSize"] == 16 * 1024**2
+    assert found["Config"]["Healthcheck"] == {"Test": ["NONE"]}
     assert found["Config"]["OpenStdin"]
     assert found["Config"]["StdinOnce"]
     assert found["Config"]["Labels"][OWNER]
@@ -102,6 +108,30 @@ async def test_what_is_closed_by_its_user_is_not_used_again(pool: Start) -> None
     assert len(pooled.ready()) == 1
 
 
+@pytest.mark.parametrize(("user", "reusable"), [("00:00", True), ("nobody", False)])
+async def test_whoever_the_agent_is_payloads_are_not_root(pool: Start, user: str, reusable: bool) -> None:  # noqa: FBT001
+    """A name does not say who is root: the agent knows. One that is not cannot be somebody else for payloads."""
+    pooled = await pool(min_total=1, user=user)
+    assert [each.details["runner"]["separate_user"] for each in pooled.ready()] == [reusable]
+
+
+async def test_one_that_ended_while_it_was_made_is_not_used(pool: Start) -> None:
+    """The engine has told of it just before its runner said hello."""
+    pooled = await pool()
+    (watch,) = pooled.hub._fleet.watches.values()
+    coming = pooled.hub.next(1)
+    told = config(pooled.hub.options, pooled.hub._owner.labels, hub="x")
+    container = Container("gleitzeit-ended-early", watch.engine)
+    container.id = await watch.engine.create(container.name, told)
+    container.ended.set_result("the container was paused")
+    try:
+        with pytest.raises(InstanceFailure, match="was paused"):
+            await started(container, coming, pooled.hub.options)
+    finally:
+        await container.stream.aclose()
+        await watch.engine.remove(container.name)
+
+
 async def test_single_use_means_one_use(pool: Start) -> None:
     """An untrusted container is gone after it, and another is warm for the next."""
     pooled = await pool(profile="untrusted", min_idle=1, max_total=2)
@@ -118,6 +148,19 @@ async def test_what_is_no_runner_is_told_with_its_own_words(pool: Start) -> None
     pooled = await pool(min_total=1, python="cat")
     assert "the runner ended before it was ready; it said: cat: " in pooled.hub.problem
     assert not pooled.hub._containers
+
+
+async def test_a_runner_without_memory_to_begin_is_told_so(pool: Start) -> None:
+    """The engine knows why it ended."""
+    pooled = await pool(min_total=1, memory="6m")
+    assert "before it was ready; the container ended with status 137" in pooled.hub.problem
+
+
+async def test_a_runner_that_is_nobody_needs_no_capabilities(pool: Start) -> None:
+    """And is used once, as it cannot clean up after payloads that are itself."""
+    pooled = await pool(min_total=1, user="65534:65534", capabilities=[])
+    (first,) = pooled.ready()
+    assert not first.details["runner"]["separate_user"]
 
 
 async def test_closing_while_containers_are_made_leaves_none(pool: Start) -> None:

@@ -98,6 +98,8 @@ async def test_an_image_is_pulled_with_its_digest(here: Engine, registry: Regist
     assert await find(here, registry.image) is None
     steps = [step async for step in pull(here, registry.image, stall_timeout_s=20)]
     assert any(step.total_bytes for step in steps)
+    # A tag is no part of an image, for which a bar would be drawn.
+    assert steps[0] == Step("Pulling from tiny:latest")
     assert f"Digest: {registry.digest}" in [step.status for step in steps]
     found = await find(here, registry.image)
     assert found is not None
@@ -124,6 +126,18 @@ async def test_a_pull_that_stalls_has_failed(here: Engine, registry: Registry) -
     registry.open.clear()
     with pytest.raises(EngineDown, match=r"silent for 0\.5 s"):
         _ = [step async for step in pull(here, registry.image, stall_timeout_s=0.5)]
+
+
+@pytest.mark.docker
+async def test_a_pull_that_fails_again_and_again_is_told_of_once(
+    here: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A machine without a registry is to have a readable log."""
+    images = Images("127.0.0.1:1/tiny", stall_timeout_s=20, arrived=lambda _: None)
+    for _ in range(3):
+        await images.pull(here)
+        assert "refused" in images.why_missing(here)
+    assert len([record for record in caplog.records if "cannot be pulled" in record.getMessage()]) == 1
 
 
 @pytest.mark.docker

@@ -76,6 +76,14 @@ async def test_one_that_ends_before_it_answers_is_not_waited_for(pool: Start) ->
     assert "ended with status 3" in pooled.hub.problem
 
 
+async def test_what_a_server_said_last_is_told(pool: Start) -> None:
+    """Nobody can ask the engine for it any more: the container is gone."""
+    pooled = await pool(
+        **{**OPTIONS, "command": ["python3", "-c", "raise SystemExit('no such model: x')"]}, min_total=1
+    )
+    assert "ended with status 1; it said: no such model: x" in pooled.hub.problem
+
+
 async def test_one_that_is_killed_is_replaced(pool: Start, engine: APIClient) -> None:
     """At once, by the engine's events."""
     pooled = await pool(**OPTIONS, min_total=1, max_total=1, check_interval_s=3600)
@@ -90,6 +98,6 @@ async def test_one_that_answers_no_more_is_down(pool: Start, engine: APIClient) 
     (first,) = pooled.ready()
     assert "ready" in await pooled.check(first)
     # It takes connections still, and is silent; nobody tells of it.
-    await pooled.hub._watches[first.details["engine"]].aclose()
+    await pooled.hub._fleet.watches[first.details["engine"]].aclose()
     await asyncio.to_thread(engine.pause, first.handle.name)
     assert "down" in [await pooled.check(first), await pooled.check(first)][-1]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import socket
 import ssl
 import struct
 from typing import TYPE_CHECKING, Any
@@ -79,6 +81,38 @@ async def test_frames_are_taken_apart(serve: Serve, max_bytes: int) -> None:
     await stream.aclose()
 
 
+async def test_what_the_engine_itself_says_is_no_output(serve: Serve) -> None:
+    """It goes to the log, as what went wrong."""
+    stream = await attach(await serve(UPGRADED + frame(3, b"error from daemon") + frame(1, b"x")), "x", timeout_s=5)
+    assert await _all(stream) == b"x"
+    assert stream.log == "error from daemon"
+    await stream.aclose()
+
+
+async def test_what_nobody_reads_stays_in_the_container(tmp_path: Path) -> None:
+    """Of a payload that writes without end, a few hundred kilobytes come here."""
+    written, full = 0, asyncio.Event()
+
+    async def took(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal written
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(UPGRADED)
+        with contextlib.suppress(TimeoutError, OSError):
+            while written < 20_000_000:
+                writer.write(frame(1, bytes(65536)))
+                async with asyncio.timeout(0.5):
+                    await writer.drain()
+                written += 65536
+        full.set()
+        writer.transport.abort()
+
+    async with await asyncio.start_unix_server(took, tmp_path / "engine.sock"):
+        stream = await attach(Address(f"unix://{tmp_path}/engine.sock"), "x", timeout_s=5)
+        await full.wait()
+        await stream.aclose()
+    assert written < 1_500_000
+
+
 @pytest.mark.parametrize("cut", [b"\x01", frame(1, b"hello")[:10]])
 async def test_a_stream_that_breaks_ends(serve: Serve, cut: bytes) -> None:
     """In the middle of a header or of data: what had come is given, and then the end."""
@@ -128,6 +162,41 @@ async def test_an_engine_that_cannot_be_reached_is_named(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(EngineDown, match=url if "ssh" not in url else "ssh"):
         await wire.dial(Address(url), timeout_s=5)
+
+
+async def test_a_connection_on_which_nothing_happens_is_kept() -> None:
+    """Else a firewall in between would drop it, and neither end would ever know."""
+    async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        connection = await wire.dial(Address(f"tcp://127.0.0.1:{port}"), timeout_s=5)
+        assert connection.writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        await connection.aclose()
+
+
+async def test_why_ssh_gave_up_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In its own words: nobody else knows that a key is missing."""
+    ssh = tmp_path / "ssh"
+    ssh.write_text("#!/bin/sh\necho 'me@far: Permission denied (publickey).' >&2\nexit 255\n")
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(EngineDown, match=r"no answer to GET /_ping: me@far: Permission denied \(publickey\)\."):
+        await wire.answer(Address("ssh://me@far"), "GET", "/_ping", timeout_s=5)
+
+
+async def test_an_ssh_that_has_ended_can_be_closed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It was first, as it always is when an answer ends with the connection."""
+    ssh = tmp_path / "ssh"
+    ssh.write_text("#!/bin/sh\nexec true\n")
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    connection = await wire.dial(Address("ssh://somewhere"), timeout_s=5)
+    assert await connection.reader.read() == b""
+    async with asyncio.timeout(5):
+        while not connection.writer.transport.is_closing():
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    await connection.aclose()
+    await connection.aclose()
 
 
 @pytest.mark.docker
