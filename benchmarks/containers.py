@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import contextlib
 import importlib.util
+import os
 import statistics
 import subprocess
 import sys
@@ -261,6 +262,7 @@ async def main() -> int:
         if not client.images(IMAGE):
             print(f"the engine has no image {IMAGE}: make test-image")
             return 0
+        print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
         if "runs" in parts:
             await one_at_a_time(client, verdict, given.runs)
         if "many" in parts:

@@ -79,6 +79,16 @@ def _make_folder(parent: str) -> str:
     return folder
 
 
+async def _made_folder(parent: str) -> str:
+    """A new one. Who is cancelled meanwhile leaves none: the thread that makes it goes on."""
+    making = asyncio.create_task(asyncio.to_thread(_make_folder, parent))
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+        await asyncio.to_thread(files.remove, await making)
+        raise
+
+
 class Child:
     """An agent's process. Made by `start`; must be stopped.
 
@@ -125,7 +135,7 @@ class Child:
         pipe = asyncio.subprocess.PIPE
         # Nothing of our own environment, which may hold keys: its program could look there.
         environment = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"}
-        folder = await asyncio.to_thread(_make_folder, parent)
+        folder = await _made_folder(parent)
         try:
             process = await asyncio.create_subprocess_exec(
                 *runner.command(python), stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True, env=environment

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from gleitzeit_core.hub import HubOptions
 from gleitzeit_core.supply_options import SupplyOptions
-from gleitzeit_python.schemas import Limits
+from gleitzeit_python.schemas import Environment, Limits
 
 
 class ProcessOptions(SupplyOptions, HubOptions):
@@ -26,16 +26,9 @@ class ProcessOptions(SupplyOptions, HubOptions):
         description="For root: the code runs as this user, that of the second process as the next one, and so on. "
         "Nobody else may have these, for what they own in /tmp and the like is removed. null: as who runs Gleitzeit.",
     )
-    environment: dict[str, str] = Field(
+    environment: Environment = Field(
         default={}, description="What the code has in its environment; nothing else of Gleitzeit's own is."
     )
     directory: str = Field(default="", description="Where working directories are made; empty: with temporary files.")
     preload: list[str] = Field(default=[], description="Modules that forked interpreters have imported already.")
     limits: Limits = Field(default=Limits(), description="Of every run; a request can only ask for less.")
-
-    @field_validator("environment")
-    @classmethod
-    def _words(cls, value: dict[str, str]) -> dict[str, str]:
-        if any(not name or "=" in name or "\0" in name + text for name, text in value.items()):
-            raise ValueError("names have no '=', and nothing there has a NUL")
-        return value

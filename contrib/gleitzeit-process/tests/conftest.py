@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +97,12 @@ def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="gleitzeit-test-") as made:
         Path(made).chmod(0o711)
         yield Path(made)
+
+
+@pytest.fixture(scope="session")
+def others() -> list[str]:
+    """The plugins with hubs of their own that are installed beside this one."""
+    return sorted({"docker", "llamacpp", "ollama", "openai"} & entry_points(group="gleitzeit").names)
 
 
 @pytest.fixture

@@ -69,14 +69,15 @@ async def test_time_runs_out(of_kind: Runners, execute: Execute, code: str, inte
         await goes_on(execute, provider)
 
 
-async def test_processor_time_runs_out(of_kind: Runners, execute: Execute) -> None:
-    """A limit on processor time kills by its own signal."""
+@BOTH
+async def test_processor_time_runs_out(of_kind: Runners, execute: Execute, interpreter: str) -> None:
+    """A limit on processor time kills by its own signal; who ignores that is killed all the same."""
+    deaf = "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\n"
     async with of_kind() as provider:
-        answer = await execute(provider, "while True: pass", limits={"cpu_s": 1})
-        # The soft and the hard limit are the same: which signal comes is the kernel's choice.
-        assert answer["killed_by"] in ("SIGXCPU", "SIGKILL")
-        assert answer["timed_out"] is False
-        await goes_on(execute, provider)
+        for before, signal in (("print('so far')\n", "SIGXCPU"), (deaf + "print('so far')\n", "SIGKILL")):
+            answer = await execute(provider, before + "while True: pass", limits={"cpu_s": 1}, interpreter=interpreter)
+            assert (answer["killed_by"], answer["stdout"], answer["timed_out"]) == (signal, "so far\n", False)
+            await goes_on(execute, provider)
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------------

@@ -11,9 +11,11 @@ from gleitzeit_core.errors import DeadlineExceeded
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from pathlib import Path
 
     Execute = Callable[..., Awaitable[dict[str, Any]]]
     Runners = Callable[..., Any]
+    Until = Callable[[Callable[[], object]], Awaitable[None]]
 
 pytestmark = [pytest.mark.attacks]
 
@@ -86,12 +88,12 @@ async def test_its_time_as_a_request_runs_out(of_kind: Runners, execute: Execute
         assert (await execute(provider, "3"))["result"] == 3
 
 
-async def test_again_and_again(of_kind: Runners, execute: Execute) -> None:
+async def test_again_and_again(of_kind: Runners, execute: Execute, folder: Path, until: Until) -> None:
     """Cancelled while it is being cancelled, it still waits until the code has stopped."""
     async with of_kind() as provider:
         await execute(provider, "0")
-        task = asyncio.create_task(execute(provider, "while True: pass"))
-        await asyncio.sleep(0.1)
+        task = asyncio.create_task(execute(provider, "open('here', 'x').close()\nwhile True: pass"))
+        await until(lambda: list(folder.rglob("here")))
         for _ in range(5):
             task.cancel()
             await asyncio.sleep(0)

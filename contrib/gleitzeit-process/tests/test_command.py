@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,15 +12,13 @@ from typing import Any
 
 import pytest
 
-CONFIG = (
-    "plugins: {{disabled: [ollama, llamacpp, openai, docker]}}\nhubs:\n  here: {{type: process, directory: {folder}}}\n"
-)
+CONFIG = "plugins: {{disabled: {others}}}\nhubs:\n  here: {{type: process, directory: {folder}}}\n"
 
 
 @pytest.fixture
-def shell(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def shell(tmp_path: Path, folder: Path, others: list[str], monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to work in, with a configuration."""
-    (tmp_path / "gleitzeit.yaml").write_text(CONFIG.format(folder=folder))
+    (tmp_path / "gleitzeit.yaml").write_text(CONFIG.format(folder=folder, others=others))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -109,6 +108,7 @@ def test_output_comes_at_once_and_ctrl_c_ends_it(shell: Path, folder: Path) -> N
         ([], "Missing argument 'SCRIPT'"),
         (["--file", "nowhere", "-"], "nowhere: No such file"),
         (["--interpreter", "other", "-"], "'other' is not one of"),
+        (["--timout", "3", "-"], "No such option"),
     ],
 )
 def test_wrong_use(shell: Path, arguments: list[str], message: str) -> None:
@@ -117,3 +117,35 @@ def test_wrong_use(shell: Path, arguments: list[str], message: str) -> None:
     assert done.returncode == 2
     assert message in done.stderr.decode()
     assert [path.name for path in shell.iterdir()] == ["gleitzeit.yaml"]
+
+
+def test_files_that_do_not_come_back_are_told(shell: Path) -> None:
+    """A link is none that was too long."""
+    (shell / "script.py").write_text("import os\nos.symlink('/etc/passwd', 'link')\nopen('file', 'w').write('x')")
+    done = run("--collect", "results", "script.py")
+    assert done.stderr.decode() == (
+        "Warning: some files did not come back: links, no plain files, or together more than the limit\n"
+    )
+    assert [path.name for path in (shell / "results").iterdir()] == ["file"]
+
+
+@pytest.mark.usefixtures("shell")
+def test_session_that_nobody_keeps() -> None:
+    """Without a gateway there is nobody who could: it is said, and the script runs."""
+    done = run("--session", "mine", "-", stdin=b"print(1)")
+    assert (done.stdout, done.returncode) == (b"1\n", 0)
+    assert b"the session 'mine' ends with this command: only a gateway keeps one" in done.stderr
+
+
+def test_output_does_not_command_the_terminal(shell: Path) -> None:
+    """On a terminal control characters are shown; into a pipe or a file they go as they are."""
+    (shell / "script.py").write_text(r"print('\x1b]0;title\x07')")
+    assert run("script.py").stdout == b"\x1b]0;title\x07\n"
+    command = [sys.executable, "-m", "gleitzeit_core.cli", "python", "--local", "script.py"]
+    ours, theirs = os.openpty()
+    try:
+        subprocess.run(command, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, check=True, timeout=50)
+        assert os.read(ours, 4096) == b"\\x1b]0;title\\x07\r\n"
+    finally:
+        os.close(ours)
+        os.close(theirs)

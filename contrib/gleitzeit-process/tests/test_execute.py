@@ -228,6 +228,25 @@ print("main")
     assert (answer["stdout"], answer["stderr"], answer["exit_status"]) == ("main\nthread\nexit\n", "", 0)
 
 
+@BOTH
+async def test_what_ends_last_finds_what_it_needs(runners: Runners, execute: Execute, interpreter: str) -> None:
+    """Objects that live to the end are let go of before what they were made with; files are written."""
+    code = """
+import os
+def told(name): return os.path.basename(name)
+class Made:
+    def __init__(self, name): self.name = name
+    def __del__(self): print(told(self.name))
+first, file = Made("x/first"), open("file", "w")
+second = Made("x/second")
+file.write("kept")
+"""
+    async with runners() as provider:
+        answer = await execute(provider, code, interpreter=interpreter, collect=["file"])
+    assert (answer["stdout"], answer["stderr"]) == ("second\nfirst\n", "")
+    assert base64.b64decode(answer["files"]["file"]["base64"]) == b"kept"
+
+
 async def test_one_run_knows_nothing_of_another(runners: Runners, execute: Execute) -> None:
     """Names, modules, files, environment and folder are those of a new interpreter each time, on the same instance."""
     code = (

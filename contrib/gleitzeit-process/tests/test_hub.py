@@ -177,6 +177,18 @@ async def test_agent_that_never_gets_ready(runners: Runners, execute: Execute) -
             await execute(provider, "1")
 
 
+@pytest.mark.parametrize("steps", [0, 1, 2, 3, 5, 8, 13, 21, 34])
+async def test_creation_that_is_cancelled(folder: Path, steps: int) -> None:
+    """Wherever that is, neither a process nor a folder is left: both are looked for after each test."""
+    for _ in range(5):
+        starting = asyncio.create_task(Child.start(sys.executable, AgentOptions(), str(folder), timeout_s=20))
+        for _ in range(1 + steps):
+            await asyncio.sleep(0)
+        starting.cancel()
+        await asyncio.wait([starting])
+        assert starting.cancelled()
+
+
 async def test_channel_after_its_end(folder: Path) -> None:
     """A closed channel says so: it takes nothing and gives nothing."""
     child, _ = await Child.start(sys.executable, AgentOptions(), str(folder), timeout_s=20)
@@ -241,10 +253,10 @@ def _works_in(pid: int, folder: Path) -> bool:
         return False
 
 
-async def test_without_a_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_a_configuration(tmp_path: Path, others: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nothing is configured code runs in processes, and none is started before."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "gleitzeit.yaml").write_text("plugins: {disabled: [ollama, llamacpp, openai, docker]}\n")
+    (tmp_path / "gleitzeit.yaml").write_text(f"plugins: {{disabled: {others}}}\n")
     async with ResourceManager.from_config(tmp_path / "gleitzeit.yaml") as manager:
         assert not [r for r in manager.instances() if r.instance.kind == "process"]
         answer = await manager.execute("python/execute", {"code": "print(6*7)"})

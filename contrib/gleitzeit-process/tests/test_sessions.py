@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gleitzeit_core.errors import DeadlineExceeded, InvalidRequest, UnknownMethod
+from gleitzeit_core.dispatch import DEFAULT_ROUTE, Dispatcher
+from gleitzeit_core.errors import DeadlineExceeded, InvalidRequest, LeaseExpired, ShuttingDown, UnknownMethod
+from gleitzeit_core.testing.clock import ManualClock
+from gleitzeit_process.hub import ProcessHub
+from gleitzeit_process.options import ProcessOptions
+from gleitzeit_python.options import PythonOptions
+from gleitzeit_python.provider import PythonProvider
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from gleitzeit_python.provider import PythonProvider
-
     Execute = Callable[..., Awaitable[dict[str, Any]]]
     Runners = Callable[..., Any]
     Until = Callable[[Callable[[], object]], Awaitable[None]]
+
+
+async def begun(provider: PythonProvider, count: int) -> None:
+    """Wait until so many calls run in sessions."""
+    sessions = provider._sessions._open
+    while sum(1 for one in sessions.values() if one.lease is not None and one.lease._turn.locked()) < count:
+        await asyncio.sleep(0)
 
 
 async def close(provider: PythonProvider, name: str = "s", tenant: str = "") -> bool:
@@ -223,15 +235,17 @@ async def test_cancelled_while_it_waits_for_its_turn(runners: Runners, execute: 
 async def test_no_parts(runners: Runners) -> None:
     """The answer of a call in a session comes whole; who wants parts is told so."""
     async with runners() as provider:
-        with pytest.raises(InvalidRequest, match="does not answer in parts"):
+        with pytest.raises(InvalidRequest, match=r"^python/execute in a session does not answer in parts$"):
             provider.stream("python/execute", {"code": "1", "session": "s"})
 
 
 async def test_the_name_inside_is_no_method(runners: Runners) -> None:
-    """What sessions are called inside cannot be asked for from outside."""
+    """What sessions are called inside cannot be asked for from outside, nor is it among the names that are known."""
     async with runners() as provider:
-        with pytest.raises(UnknownMethod):
-            await provider.execute("python/execute#session", {"code": "1", "session": "s"})
+        known = sorted(method.name for method in provider.methods)
+        for name in ("python/execute in a session", "python/execut"):
+            with pytest.raises(UnknownMethod, match=f"known: {', '.join(known)}(;|$)"):
+                await provider.execute(name, {"code": "1", "session": "s"})
 
 
 async def test_open_sessions_end_with_the_provider(runners: Runners, execute: Execute) -> None:
@@ -239,3 +253,66 @@ async def test_open_sessions_end_with_the_provider(runners: Runners, execute: Ex
     async with runners() as provider:
         await execute(provider, "x = 1", session="s")
         assert "1 open" in repr(provider._sessions)
+
+
+async def test_an_idle_one_does_not_hold_up_a_shutdown(runners: Runners, execute: Execute) -> None:
+    """It is closed when nothing new is taken any more, and what runs in another is waited for."""
+    async with runners(max_total=2) as provider, asyncio.timeout(30):
+        await execute(provider, "x = 1", session="idle")
+        await execute(provider, "x = 1", session="busy")
+        call = asyncio.create_task(execute(provider, "import time\ntime.sleep(0.3)\nx", session="busy"))
+        await begun(provider, 1)
+        await provider.dispatcher.drain(1e6)
+        assert (await call)["result"] == 1
+        assert "0 open" in repr(provider._sessions)
+        assert provider.dispatcher.active == 0
+        with pytest.raises(ShuttingDown):
+            await execute(provider, "x", session="idle")
+
+
+async def test_a_call_may_take_longer_than_a_session_lasts_without_one(
+    hub_options: dict[str, Any], execute: Execute, tmp_path: Path
+) -> None:
+    """Its lease lasts as long as any call may take, and the session after that; its route is that of the method."""
+    clock = ManualClock()
+    dispatcher = Dispatcher([replace(DEFAULT_ROUTE, methods=("python/execute",), timeout_s=None)], clock=clock)
+    provider = PythonProvider(PythonOptions(session_ttl_s=100, max_timeout_s=1000))
+    provider.bind(dispatcher)
+    await dispatcher.shell.add_hub(ProcessHub(ProcessOptions.model_validate(hub_options)))
+    go = tmp_path / "go"
+    code = f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)\nx"
+    try:
+        await execute(provider, "x = 1", session="s")
+        call = asyncio.create_task(execute(provider, code, session="s", timeout_s=1000))
+        await begun(provider, 1)
+        clock.advance(990)
+        go.touch()
+        assert (await call)["result"] == 1
+        clock.advance(99)
+        assert (await execute(provider, "x", session="s"))["result"] == 1
+    finally:
+        await dispatcher.aclose()
+        await provider.close()
+
+
+async def test_its_provider_ends_while_others_use_the_hub(hub_options: dict[str, Any], execute: Execute) -> None:
+    """Calls in its sessions are ended, those that wait are sent away, and the instance is there for the others."""
+    hub = ProcessHub(ProcessOptions.model_validate(hub_options))
+    async with PythonProvider(hub=hub) as other, asyncio.timeout(30):
+        async with PythonProvider(hub=hub) as provider:
+            await execute(provider, "x = 1", session="s")
+            calls = [asyncio.create_task(execute(provider, "while True: pass", session=name)) for name in ("s", "s")]
+            await begun(provider, 1)
+            calls.append(asyncio.create_task(execute(provider, "1", session="waits for an instance")))
+            while not provider.dispatcher.shell.admission.waiting:
+                await asyncio.sleep(0)
+        errors = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(error) for error in errors] == [LeaseExpired, ShuttingDown, ShuttingDown]
+        assert (await execute(other, "'x' in globals()"))["result"] is False
+
+
+async def test_none_at_all(runners: Runners, execute: Execute) -> None:
+    """Where the options allow none, whoever wants one is told so."""
+    async with runners({"max_sessions": 0}) as provider:
+        with pytest.raises(InvalidRequest, match="the option max_sessions is 0"):
+            await execute(provider, "1", session="s")

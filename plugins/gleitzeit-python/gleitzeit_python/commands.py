@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from gleitzeit_core.cli.client import GatewayClient
 from gleitzeit_core.cli.commands import Command
 from gleitzeit_core.cli.connection import Connection, connection_options
 from gleitzeit_core.cli.context import Invocation, pass_invocation
-from gleitzeit_core.cli.output import warn, write_json
+from gleitzeit_core.cli.output import printable, warn, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from gleitzeit_core.cli.backend import Backend
 
@@ -24,6 +25,7 @@ _METHOD: Final = "python/execute"
 _TIMED_OUT: Final = 124
 _SIGNALLED: Final = 128
 _INPUT_BYTES: Final = 64 << 20
+_CUT: Final = {"files": "some files did not come back: links, no plain files, or together more than the limit"}
 _EXAMPLES: Final = (
     "gleitzeit python script.py one two",
     "echo 'print(6*7)' | gleitzeit python -",
@@ -37,7 +39,7 @@ _EXAMPLES: Final = (
     "python",
     cls=Command,
     examples=_EXAMPLES,
-    context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True},
+    context_settings={"allow_interspersed_args": False},
 )
 @click.argument("script")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
@@ -80,7 +82,8 @@ def python(  # noqa: PLR0913 - one for each option
 
     Options stand before SCRIPT; what follows it is the script's. Standard input, unless it is a terminal, is read to
     its end and passed on; output comes as it is written. The exit status is the script's: 124 when it took too long,
-    128 and the signal's number when it was killed. With no hub configured it runs in a child process on this machine.
+    128 and the signal's number when it was killed. With no hub configured it runs in a child process on this machine,
+    which is no sandbox.
     """
     params = _params(script, args, files)
     optional = {"interpreter": interpreter, "timeout_s": timeout_s, "session": session}
@@ -88,6 +91,8 @@ def python(  # noqa: PLR0913 - one for each option
     if collect is not None:
         params["collect"] = ["*"]
     with connection.backend(invocation, local=local) as backend:
+        if session is not None and not isinstance(backend, GatewayClient):
+            warn(f"the session {session!r} ends with this command: only a gateway keeps one")
         whole = as_json or session is not None
         answer = backend.call(_METHOD, params, None) if whole else _streamed(backend, params)
     if as_json:
@@ -145,8 +150,10 @@ def _streamed(backend: Backend, params: Mapping[str, Any]) -> dict[str, Any]:
 
 def _print_part(part: Mapping[str, Any]) -> None:
     for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
-        if part.get(name):
-            stream.write(part[name])
+        text = part.get(name)
+        if text and stream is not None:
+            # What others have written must not command the terminal.
+            stream.write(printable(text) if stream.isatty() else text)
             stream.flush()
 
 
@@ -168,8 +175,9 @@ def _store(folder: Path, found: Mapping[str, Any], sent: Mapping[str, Any]) -> N
 
 def _status(answer: Mapping[str, Any], timeout_s: float | None) -> int:
     """As a shell would see it; says what cannot be seen from it."""
-    for name in _cut(answer):
-        warn(f"{name} was longer than the limit, and the rest is lost")
+    for name in answer["truncated"]:
+        if name != "result":
+            warn(_CUT.get(name, f"{name} was longer than the limit, and the rest is lost"))
     if answer["timed_out"]:
         warn(f"it took longer than {timeout_s:g} s and was killed" if timeout_s else "it took too long and was killed")
         return _TIMED_OUT
@@ -177,7 +185,3 @@ def _status(answer: Mapping[str, Any], timeout_s: float | None) -> int:
         warn("it was killed for want of memory")
     status: int = answer["exit_status"] or 0
     return status if status >= 0 else _SIGNALLED - status
-
-
-def _cut(answer: Mapping[str, Any]) -> Iterable[str]:
-    return (name for name in answer["truncated"] if name != "result")

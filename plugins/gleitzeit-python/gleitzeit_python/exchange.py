@@ -63,9 +63,14 @@ class Exchange:
 
         Raises:
             InstanceFailure: It is gone, and nothing has begun.
+            InvalidRequest: It is more than an agent takes.
         """
+        message = json.dumps(asked).encode("utf-8", "surrogatepass")
+        if len(message) > frames.MAX_MESSAGE_BYTES:
+            text = f"all but the files are {len(message)} bytes as JSON; at most {frames.MAX_MESSAGE_BYTES} are taken"
+            raise InvalidRequest(text)
         parts = [frames.file_frames(name, self.fence, content) for name, content in files.items()]
-        parts.append(frames.frames(frames.RUN, self.fence, json.dumps(asked).encode("utf-8", "surrogatepass")))
+        parts.append(frames.frames(frames.RUN, self.fence, message))
         self._begun = True
         await self._send(b"".join(parts))
 

@@ -22,11 +22,13 @@ def check(params: Mapping[str, Any], options: PythonOptions) -> None:
     """
     if (params.get("timeout_s") or 0) > options.max_timeout_s:
         raise InvalidRequest(f"timeout_s must be at most {options.max_timeout_s:g}", param="timeout_s")
-    pieces = [params.get("code") or "", params.get("stdin") or "", *params.get("files", {}).values()]
+    files = params.get("files", {})
+    pieces = [params.get("code") or "", params.get("stdin") or "", *files, *files.values()]
+    pieces += [*params.get("args", ()), *params.get("collect", ())]
     size = sum(len(content(piece)) for piece in pieces)
     if size > options.input_bytes:
-        text = f"code, standard input and files are {size} bytes; at most {options.input_bytes} are taken"
-        raise InvalidRequest(text)
+        what = "code, standard input, arguments, patterns and files"
+        raise InvalidRequest(f"{what} are {size} bytes; at most {options.input_bytes} are taken")
 
 
 def asked(params: Mapping[str, Any], options: PythonOptions) -> tuple[dict[str, Any], dict[str, bytes]]:

@@ -20,7 +20,9 @@ class PythonOptions(BaseModel):
     interpreter: Interpreter = Field(default="forked", description="Unless a request says: `forked` or `fresh`.")
     timeout_s: float = Field(default=60.0, gt=0, description="A run that takes longer is killed, unless it says.")
     max_timeout_s: float = Field(default=3600.0, gt=0, description="No request may ask for more.")
-    input_bytes: int = Field(default=32 * _MIB, ge=0, description="Code, standard input and files of one request.")
+    input_bytes: int = Field(
+        default=32 * _MIB, ge=0, description="Code, standard input, arguments, patterns and files of one request."
+    )
     output_bytes: int = Field(
         default=_MIB, ge=0, description="Of standard output, and of standard error; the rest is lost."
     )

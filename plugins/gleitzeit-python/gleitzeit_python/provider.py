@@ -21,9 +21,10 @@ from gleitzeit_python.sessions import ENDED, OPEN, Sessions
 from gleitzeit_python.validation import validate
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
     from typing import Unpack
 
+    from gleitzeit_core.dispatch import Dispatcher
     from gleitzeit_core.hub import ResourceHub
     from gleitzeit_core.leases import Lease
     from gleitzeit_core.provider import RequestOptions
@@ -39,9 +40,10 @@ INFO: Final = "python/info"
 CLOSE: Final = "python/close_session"
 NOBODY: Final = "anonymous"
 """The tenant of those who say none."""
-# Asked for as `EXECUTE`, but answered by way of a lease.
-_IN_SESSION: Final = Method(
-    name=f"{EXECUTE}#session", summary="run code in a session", replayable=False, restricted=True, local=True
+# What `EXECUTE` is with a session: answered by way of a lease. Nobody can ask for it by this name.
+_IN_SESSION: Final = f"{EXECUTE} in a session"
+_SESSION_CALL: Final = Method(
+    name=EXECUTE, summary="run code in a session", replayable=False, restricted=True, local=True
 )
 # What a request's parameters have besides its caller's: when it was made; the fence of its session.
 _MADE_AT, _FENCE = "_made_at", "_fence"
@@ -94,15 +96,27 @@ class PythonProvider(Provider[PythonOptions]):
 
     def __init__(self, options: PythonOptions | None = None, *, hub: ResourceHub[Any] | None = None) -> None:
         super().__init__(options, hub=hub)
-        self._by_name[_IN_SESSION.name] = _IN_SESSION
         own = self.options
-        self._sessions = Sessions(_reset, most=own.max_sessions, ttl_s=own.session_ttl_s)
+        self._sessions = Sessions(_reset, most=own.max_sessions, ttl_s=own.session_ttl_s, call_s=own.max_timeout_s)
+        self._leave: Callable[[], None] | None = None
+
+    def bind(self, dispatcher: Dispatcher) -> None:
+        """As for every provider; its sessions do not hold up a shutdown."""
+        super().bind(dispatcher)
+        dispatcher.draining.append(self._sessions.drain)
+        self._leave = partial(dispatcher.draining.remove, self._sessions.drain)
 
     async def close(self) -> None:
         """Close all sessions."""
+        if self._leave is not None:
+            self._leave()
         await self._sessions.close_all()
 
     # -- requests ----------------------------------------------------------------------------------------------
+
+    def method(self, name: str) -> Method:
+        """As for every provider."""
+        return _SESSION_CALL if name == _IN_SESSION else super().method(name)
 
     def requirements(self, request: Request) -> Requirements:
         """A runner that no other tenant has used."""
@@ -117,15 +131,15 @@ class PythonProvider(Provider[PythonOptions]):
             UnknownMethod: There is no such method.
             InvalidRequest: The parameters are wrong, or more than the options allow.
         """
-        if method == _IN_SESSION.name:
-            raise UnknownMethod(method, (one.name for one in self.methods))
+        if method == _IN_SESSION:
+            raise UnknownMethod(method, self._by_name)
         request = super().request(method, params, **options)
         if method != EXECUTE:
             return request
         job.check(request.params, self.options)
         in_session = request.params.get("session") is not None
         return request.changed(
-            method=_IN_SESSION.name if in_session else EXECUTE,
+            method=_IN_SESSION if in_session else EXECUTE,
             params={**request.params, _MADE_AT: time.monotonic()},
         )
 
@@ -140,11 +154,12 @@ class PythonProvider(Provider[PythonOptions]):
             return await validate(params["code"], params.get("filename", "<code>"))
         if request.method == CLOSE:
             return {"closed": await self._sessions.close(request.tenant, params["session"])}
-        use = partial(self._in_session, request)
-        return await self._sessions.execute(self.dispatcher, request, params["session"], use)
+        inner = request.changed(method=EXECUTE)
+        use = partial(self._in_session, inner)
+        return await self._sessions.execute(self.dispatcher, inner, params["session"], use)
 
     async def _in_session(self, request: Request, lease: Lease) -> dict[str, Any]:
-        inner = request.changed(method=EXECUTE, params={**request.params, _FENCE: lease.fence})
+        inner = request.changed(params={**request.params, _FENCE: lease.fence})
         answer: dict[str, Any] = (await self.dispatcher.one(self, inner, lease)).value
         return answer
 
@@ -209,7 +224,8 @@ async def _reset(lease: Lease) -> None:
         async with Exchange(channel, lease.fence, 0.0) as exchange:
             said = await exchange.reset()
     except (RequestError, TimeoutError):
-        logger.warning("%s does not confirm the end of a session", lease.instance.endpoint)
+        if lease.active:  # else it is being ended anyway
+            logger.warning("%s does not confirm the end of a session", lease.instance.endpoint)
         return
     if not (said["clean"] and _reusable(lease.instance)):
         await channel.aclose()

@@ -7,11 +7,10 @@ interpreter does: by itself, by a limit, or because a call was cancelled. The ne
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
 from gleitzeit_core.background import Background
-from gleitzeit_core.errors import GleitzeitError, InvalidRequest
+from gleitzeit_core.errors import InvalidRequest, ShuttingDown
 from gleitzeit_core.leases import LEASE, Lease, acquire
 from gleitzeit_core.requests import Request
 from gleitzeit_core.runs import Run
@@ -21,8 +20,10 @@ if TYPE_CHECKING:
 
     from gleitzeit_core.dispatch import Dispatcher
 
-# The lease outlasts the session, which must have been cleaned up when its slot is free again.
+# The lease outlasts a call and the session, which must have been cleaned up when its slot is free again.
 _MARGIN_S: Final = 60.0
+# What is being ended when all is closed gets so long.
+_END_S: Final = 5.0
 OPEN, ENDED = "open", "ended"
 
 
@@ -44,11 +45,14 @@ class Sessions:
             it cannot, and raises nothing.
         most: Open at once for one tenant.
         ttl_s: One that is not used for so long is closed.
+        call_s: No call takes longer.
     """
 
-    def __init__(self, reset: Callable[[Lease], Awaitable[None]], *, most: int, ttl_s: float) -> None:
+    def __init__(self, reset: Callable[[Lease], Awaitable[None]], *, most: int, ttl_s: float, call_s: float) -> None:
         self._reset, self._most, self._ttl_s = reset, most, ttl_s
+        self._lease_s = call_s + ttl_s + _MARGIN_S
         self._open: dict[tuple[str, str], _Session] = {}
+        self._closed = False
         self._background = Background()
 
     def __repr__(self) -> str:
@@ -79,6 +83,10 @@ class Sessions:
                 return await self._call(dispatcher, request, key, session, use)
 
     def _new(self, key: tuple[str, str]) -> _Session:
+        if self._closed:
+            raise ShuttingDown("the provider of sessions is closed")
+        if self._most == 0:
+            raise InvalidRequest("there are no sessions here: the option max_sessions is 0", param="session")
         mine = [name for tenant, name in self._open if tenant == key[0]]
         if len(mine) >= self._most:
             text = f"{len(mine)} sessions are open already; at most {self._most} may be: close one first"
@@ -97,11 +105,7 @@ class Sessions:
         if session.expiry is not None:
             session.expiry.cancel()
         try:
-            if session.lease is None:
-                session.lease = await _lease(dispatcher, request, self._ttl_s + _MARGIN_S)
-            else:
-                await session.lease.renew()
-            answer = await use(session.lease)
+            answer = await use(await self._held(dispatcher, request, session))
         except InvalidRequest:
             # Refused before anything began: the session is what it was.
             self._expect(key, session)
@@ -115,9 +119,19 @@ class Sessions:
             self._expect(key, session)
         return answer
 
+    async def _held(self, dispatcher: Dispatcher, request: Request, session: _Session) -> Lease:
+        """The session's lease, for one call more."""
+        if session.lease is None:
+            session.lease = await _lease(dispatcher, request, self._lease_s)
+        else:
+            await session.lease.renew()
+        if self._closed:
+            raise ShuttingDown("the session's provider was closed meanwhile")
+        return session.lease
+
     async def _shielded(self, work: Any) -> None:  # noqa: ANN401 - a coroutine
         """Do it to the end, although the caller may leave."""
-        await asyncio.shield(self._background.spawn(work))
+        await asyncio.shield(self._background.spawn(work, lasting=True))
 
     def _expect(self, key: tuple[str, str], session: _Session) -> None:
         """Close it after a while without another call."""
@@ -148,17 +162,27 @@ class Sessions:
             finally:
                 await session.lease.release()
 
+    def drain(self) -> None:
+        """Close each as soon as nothing runs in it: nobody comes any more."""
+        for key in self._open:
+            self._background.spawn(self.close(*key))
+
     async def close_all(self) -> None:
         """Close all, whatever runs in them: nobody may call any more."""
+        self._closed = True
         for key, session in tuple(self._open.items()):
-            with contextlib.suppress(GleitzeitError):
-                await self._end(key, session)
+            if session.lease is not None:
+                if session.turn.locked():
+                    # The call ends with it.
+                    await session.lease.release()
+                await self.close(*key)
+        await self._background.settle(_END_S)
         await self._background.cancel()
 
 
 async def _lease(dispatcher: Dispatcher, request: Request, ttl_s: float) -> Lease:
     """A lease of an instance on the route of `request`, which it waits for like any other request."""
-    now, route = dispatcher.clock.monotonic(), dispatcher.route(request.method.partition("#")[0])
+    now, route = dispatcher.clock.monotonic(), dispatcher.route(request.method)
     deadline = None if request.deadline is None else now + request.deadline - dispatcher.clock.wall()
     asked = Request(
         method=LEASE.name,

@@ -14,6 +14,7 @@ from gleitzeit_core.errors import InvalidRequest
 
 _LIMIT_S: Final = 10.0
 _LIMIT_BYTES: Final = 4 << 20
+_NOWHERE: Final = dict.fromkeys(("message", "line", "column", "end_line", "end_column", "text"))
 _CHECK: Final = """
 import json, sys, warnings
 warnings.simplefilter("ignore")
@@ -24,6 +25,8 @@ try:
 except SyntaxError as found:
     places = {"line": found.lineno, "column": found.offset}
     places |= {"end_line": found.end_lineno, "end_column": found.end_offset}
+    # The compiler does not always know one, and then says 0 or less.
+    places = {name: place if place and place > 0 else None for name, place in places.items()}
     text = found.text or (code.splitlines()[found.lineno - 1] if found.lineno else "")
     error = {"message": found.msg, **places, "text": text.rstrip()[:500]}
 except (ValueError, RecursionError, MemoryError, OverflowError) as found:
@@ -63,6 +66,3 @@ async def validate(code: str, filename: str) -> dict[str, Any]:
             await process.wait()
     error = json.loads(said) if process.returncode == 0 else {"message": "the compiler cannot cope with this"}
     return {"valid": error is None, "error": error and {**_NOWHERE, **error}}
-
-
-_NOWHERE: Final = dict.fromkeys(("line", "column", "end_line", "end_column", "text"))

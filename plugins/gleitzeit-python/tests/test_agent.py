@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import os
+import select
+import selectors
 import shutil
 import signal
 import subprocess
@@ -16,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gleitzeit_python import runner
-from gleitzeit_python.agent import cleaning, frames, system
+from gleitzeit_python.agent import cleaning, frames, pipes, system
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -146,7 +149,7 @@ def test_higher_fence_ends_what_was_before(start: Start) -> None:
 def test_higher_fence_ends_what_runs(start: Start) -> None:
     """Even while it is at work."""
     agent = start()
-    agent.ask(10, "print('at work')\nwhile True: pass")
+    agent.ask(10, "import os\nos.write(1, b'at work')\nwhile True: pass")
     assert [agent.read()[0], agent.read()[0]] == [frames.STARTED, frames.STDOUT]
     told = agent.run(11, "1")
     assert (told.last["exit_status"], {fence for _, fence, _ in told.frames}) == (0, {11})
@@ -189,6 +192,71 @@ def test_input_that_nobody_reads(start: Start) -> None:
     agent = start()
     assert agent.run(1, "1", stdin="QUFB" * 1_000_000).last["exit_status"] == 0
     assert agent.run(2, "import sys\nsys.stdin.close()\n1", stdin="QUFB" * 1_000_000).last["exit_status"] == 0
+
+
+def _children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_next_child_that_is_no_more(start: Start, *, fresh: bool) -> None:
+    """What was forked ahead of time and killed before it had anything to do is replaced: the work begins in another."""
+    agent = start()
+    (zygote,) = _children(agent.process.pid)
+    for fence in (1, 2):
+        (waiting,) = [pid for pid in _children(zygote) if not system.is_zombie(pid)]
+        os.kill(waiting, signal.SIGKILL)
+        while not system.is_zombie(waiting):
+            pass
+        told = agent.run(fence, "import os\nos.getpid()", fresh=fresh)
+        assert (told.kind, told.last["exit_status"], told.last["clean"]) == (frames.DONE, 0, True)
+        assert json.loads(told.text(frames.RESULT))["result"] != str(waiting)
+        while not [pid for pid in _children(zygote) if not system.is_zombie(pid)]:
+            pass
+
+
+@pytest.mark.skipif("os.uname().machine != 'x86_64'", reason="the number of the call is that of this machine")
+def test_child_that_a_payload_gives_to_its_parent(start: Start) -> None:
+    """Made a sibling of the payload, and so a child of the zygote: it is killed too, and buried before the next one."""
+    agent = start()
+    (zygote,) = _children(agent.process.pid)
+    sibling = """
+import ctypes, os, signal, time
+clone_parent = 0x8000
+if ctypes.CDLL(None).syscall(56, clone_parent | signal.SIGCHLD, 0, 0, 0, 0) == 0:
+    os.write(1, b"%d %d" % (os.getpid(), os.getppid()))
+    time.sleep(100)
+time.sleep(0.2)
+"""
+    told = agent.run(1, sibling)
+    pid, parent = map(int, told.text(frames.STDOUT).split())
+    assert (parent, told.last["clean"], told.last["left"]) == (zygote, True, [])
+    assert system.is_zombie(pid)
+    assert agent.run(2, "1").last["clean"] is True
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_what_is_held_goes_out_in_one_piece() -> None:
+    """Not before its time, unless there is much of it; then there is nothing more to wait for."""
+    reading, writing = os.pipe()
+    with selectors.DefaultSelector() as selector:
+        outlet = pipes.Outlet(selector, writing, None)
+        assert outlet.held_until == math.inf
+        outlet.hold(b"a")
+        until = outlet.held_until
+        outlet.hold(b"b")
+        assert (outlet.held_until, outlet.idle, select.select([reading], [], [], 0)[0]) == (until, False, [])
+        outlet.flush()
+        assert (os.read(reading, 9), outlet.held_until, outlet.idle) == (b"ab", math.inf, True)
+        outlet.hold(b"c" * 65536)
+        assert (len(os.read(reading, 1 << 17)), outlet.held_until) == (65536, math.inf)
+        outlet.hold(b"d")
+        outlet.write(b"e")
+        assert os.read(reading, 9) == b"de"
+        outlet.close()
+        outlet.hold(b"f")
+        assert (os.read(reading, 9), outlet.held_until) == (b"", math.inf)
+    os.close(reading)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -37,7 +37,11 @@ async def test_wrong(code: str, line: int, column: int, message: str) -> None:
     assert error["text"] == code.splitlines()[line - 1]
 
 
-@pytest.mark.parametrize("code", ["(" * 10_000, "x = \0", "-" * 500_000 + "1", "a" + ".b" * 200_000, "\ud800"])
+@pytest.mark.parametrize(
+    "code",
+    ["(" * 10_000, "x = \0", "-" * 500_000 + "1", "a" + ".b" * 200_000, "\ud800"],
+    ids=["brackets", "null", "signs", "dots", "surrogate"],  # pytest tells child processes which test it runs
+)
 async def test_what_the_compiler_does_not_like(code: str) -> None:
     """It may refuse it, or crash: either way the answer is that it is not valid."""
     found = await validate(code, "<code>")

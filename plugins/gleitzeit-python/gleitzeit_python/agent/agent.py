@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import marshal
+import math
 import os
 import platform
 import selectors
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import time
 
-from gleitzeit_python.agent import files, frames
+from gleitzeit_python.agent import child, files, frames, system
 from gleitzeit_python.agent.cleaning import Cleaner
 from gleitzeit_python.agent.pipes import Outlet
 from gleitzeit_python.agent.run import Run, Spare
@@ -29,10 +30,12 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-_MESSAGE_BYTES = 128 << 20
+_READ_BYTES = 1 << 16
 _PACKAGE = "gleitzeit_python.agent"
 # What a fresh interpreter needs of this program, in the order in which one part needs the other.
 _FRESH = ("gleitzeit_python", _PACKAGE, f"{_PACKAGE}.code", f"{_PACKAGE}.payload")
+# What goes out together with what comes soon after it.
+_HELD = (frames.STARTED, frames.STDOUT, frames.STDERR, frames.RESULT)
 _OUTPUT = {"stdout": frames.STDOUT, "stderr": frames.STDERR}
 
 
@@ -63,8 +66,8 @@ class Agent:
         self._options, self._fence, self._parts, self._zygote = options, fence, parts, zygote
         self._compiled = b""
         user = options["user"]
-        self._cleaner = Cleaner(None if user is None else (user[0], user[1]), options["places"])
-        self._cleaner.zygote = zygote.pid
+        self._cleaner = Cleaner(None if user is None else (user[0], user[1]), options["places"], zygote.pid)
+        self._memory_kills = system.MemoryKills()
         self._selector = selectors.DefaultSelector()
         self._out = Outlet(self._selector, 1, (None, "out"))
         self._decoder = frames.Decoder()
@@ -128,14 +131,19 @@ class Agent:
             elif pipe == "out":
                 self._out.flush()
             elif pipe == "zygote":
-                self._hear_of_ends()
+                # What it had to say may have been heard since.
+                self._hear_of_end(wait=False)
             else:
                 os.read(woken, 4096)
                 self._cleaner.reap()
-        run = self._run
-        if run is None:
-            return
-        if run.busy and not run.ended and time.monotonic() >= run.deadline:
+        now = time.monotonic()
+        if now >= self._out.held_until:
+            self._out.flush()
+        if self._run is not None:
+            self._look_after(self._run, now)
+
+    def _look_after(self, run: Run, now: float) -> None:
+        if run.busy and not run.ended and now >= run.deadline:
             self._stop("timeout")
         if run.busy and run.ended:
             self._finish(run)
@@ -143,34 +151,26 @@ class Agent:
             # A session's interpreter has ended between two calls.
             self._reset()
 
-    def _hear_of_ends(self) -> None:
+    def _hear_of_end(self, *, wait: bool) -> None:
+        """Let the zygote tell how a payload has ended, or the child that was to be the next one."""
         try:
-            ended = self._zygote.ended()
+            status = self._zygote.hear(wait=wait)
         except CannotFork as error:
             raise SystemExit(str(error)) from error
-        for pid, status in ended.items():
-            # One that was killed has been taken leave of.
-            if self._run is not None and pid == self._run.pid and self._run.status is None:
-                self._zygote.forget(pid)
-                self._run.status = status
-            elif self._spare is not None and pid == self._know_spare():
-                self._zygote.forget(pid)
-                self._spare.close()
-                self._spare = None
-
-    def _take_leave(self, run: Run) -> None:
-        """Learn how a process that was killed has ended."""
-        if run.status is None:
-            run.status = self._zygote.reap(run.pid)
+        if status is not None and self._run is not None:
+            self._run.status = status
+        elif status is not None and self._spare is not None:
+            self._spare.close()
+            self._spare = None
 
     def _patience_s(self) -> float | None:
-        if self._run is not None and self._run.busy:
-            left_s: float = self._run.deadline - time.monotonic()
-            return max(0.0, left_s)
         if self._spare is None and self._run is None and self._out.idle:
-            # Nobody waits for anything: the time to have the next one ready.
+            # Nobody waits for anything, and no payload is there: the time to have the next one ready.
             self._prepare()
-        return None
+        until: float = self._out.held_until
+        if self._run is not None and self._run.busy:
+            until = min(until, self._run.deadline)
+        return None if until == math.inf else max(0.0, until - time.monotonic())
 
     def _prepare(self) -> None:
         """Have a child made for the next piece of work."""
@@ -189,7 +189,6 @@ class Agent:
 
     def _end(self) -> None:
         """Leave nothing."""
-        self._cleaner.zygote = self._cleaner.spare = 0
         self._cleaner.kill()
         self._cleaner.bury()
         self._cleaner.wipe(self._home)
@@ -198,11 +197,12 @@ class Agent:
     # -- frames --------------------------------------------------------------------------------------------------
 
     def _send(self, kind: int, content: bytes) -> None:
-        self._out.write(frames.frames(kind, self._fence, content))
+        write = self._out.hold if kind in _HELD else self._out.write
+        write(frames.frames(kind, self._fence, content))
 
     def _read(self) -> None:
         try:
-            data = os.read(0, 1 << 20)
+            data = os.read(0, _READ_BYTES)
         except BlockingIOError:
             return
         if not data:
@@ -229,7 +229,7 @@ class Agent:
             self._take_file(content)
         elif kind == frames.MORE:
             self._message += content
-            if len(self._message) > _MESSAGE_BYTES:
+            if len(self._message) > frames.MAX_MESSAGE_BYTES:
                 raise frames.BadFrame("a message that does not end")
         elif kind == frames.RUN:
             message, self._message = bytes(self._message) + content, bytearray()
@@ -272,11 +272,10 @@ class Agent:
             said = {"code": code, "reason": str(refusal), "clean": not left and code != "unclean"}
             self._send(frames.REFUSED, json.dumps(said).encode())
             return
+        self._memory_kills_before = self._memory_kills.count()
         run.begin(asked, setup, self._program())
         self._asked, self._prepared_s = asked, time.monotonic() - received_at
         self._send(frames.STARTED, b"")
-        # While that runs there is time for it.
-        self._prepare()
 
     def _program(self) -> bytes:
         """What a fresh interpreter needs, compiled once for all."""
@@ -296,25 +295,24 @@ class Agent:
         if self._limits(asked).get("processes") and self._cleaner.user is None:
             raise Refusal("a limit on processes needs a user of its own, which this runner does not have")
         folder = self._place()
-        child, self._spare = self._spare or Spare(self._zygote), None
-        self._run = Run(child, self._selector, self._fence, folder)
+        self._run = Run(self._child(), self._selector, self._fence, folder)
         return self._run, self._setup(asked, folder)
 
+    def _child(self) -> Spare:
+        """The one that was made for this; another one if that is no more."""
+        self._know_spare()
+        spare, self._spare = self._spare, None
+        if spare is not None and not spare.waits:
+            spare.close()
+            spare = None
+        return spare or Spare(self._zygote)
+
     def _setup(self, asked: dict[str, Any], folder: str) -> dict[str, Any]:
-        environment = {
-            "PATH": os.defpath,
-            "LANG": "C.UTF-8",
-            "MPLBACKEND": "Agg",
-            **self._options["environment"],
-            **asked["environment"],
-            "HOME": folder,
-            "TMPDIR": folder,
-        }
+        common = child.environment(self._options)
         return {
             "fresh": asked["fresh"],
-            "user": self._cleaner.user,
             "directory": folder,
-            "environment": environment,
+            "environment": {**common, **asked["environment"], "HOME": folder, "TMPDIR": folder},
             "limits": self._limits(asked),
         }
 
@@ -345,8 +343,18 @@ class Agent:
             left += self._wipe()
         if run.answer:
             self._send(frames.RESULT, run.answer)
-        outcome.update(clean=not left, left=left, prepared_s=self._prepared_s)
+        outcome.update(oom_killed=self._lacked_memory(outcome), clean=not left, left=left, prepared_s=self._prepared_s)
         self._send(frames.DONE, json.dumps(outcome).encode())
+
+    def _lacked_memory(self, outcome: dict[str, Any]) -> bool:
+        """Whether the kernel has killed any of its processes for want of memory.
+
+        Where others may share the control group, its own must have been killed, and not by us.
+        """
+        ours = self._cleaner.alone or (
+            outcome["killed_by"] == "SIGKILL" and not (outcome["timed_out"] or outcome["cancelled"])
+        )
+        return ours and self._memory_kills.count() > self._memory_kills_before
 
     def _bring_back(self, run: Run, outcome: dict[str, Any]) -> None:
         """Send the files that are wanted."""
@@ -372,10 +380,13 @@ class Agent:
         return self._kill() + self._wipe()
 
     def _kill(self) -> list[str]:
-        self._cleaner.spare = self._know_spare()
-        left = [f"process {pid}" for pid in self._cleaner.kill()]
+        spared = {self._zygote.pid, self._know_spare()}
+        if self._run is not None and self._run.status is not None:
+            spared.add(self._run.pid)
+        left = [f"process {pid}" for pid in self._cleaner.kill(spared)]
         if self._run is not None:
-            self._take_leave(self._run)
+            while self._run.status is None:
+                self._hear_of_end(wait=True)
         return left
 
     def _wipe(self) -> list[str]:

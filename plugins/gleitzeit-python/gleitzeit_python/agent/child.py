@@ -12,6 +12,8 @@ from gleitzeit_python.agent import payload, system
 
 TYPE_CHECKING = False  # as in `typing`, which is not worth its import
 if TYPE_CHECKING:
+    import types
+    from collections.abc import Mapping
     from typing import Any
 
 _LIMITS = {
@@ -39,25 +41,61 @@ part.live()
 """
 
 
-def begin(descriptors: list[int]) -> None:
-    """In a new child: take the descriptors, wait for what it is to be, and be that. Does not return.
+def environment(options: dict[str, Any]) -> dict[str, str]:
+    """What all payloads have in theirs.
 
     Args:
-        descriptors: Standard input, output, error, and the socket, all from 3 on.
+        options: The agent's.
+    """
+    return {"PATH": os.defpath, "LANG": "C.UTF-8", "MPLBACKEND": "Agg", **options["environment"]}
+
+
+def prepare(options: dict[str, Any]) -> types.ModuleType:
+    """In the zygote: do once what each child would have to. The main module that payloads get.
+
+    Args:
+        options: The agent's.
+    """
+    system.no_new_privileges()
+    for kind in (resource.RLIMIT_CORE, resource.RLIMIT_MSGQUEUE):
+        resource.setrlimit(kind, (0, 0))
+    os.umask(0o022)
+    # The standard streams are made here, so these must be pipes, as they will be in a child.
+    for standard, end in enumerate(os.pipe()):
+        os.dup2(end, standard)
+        os.close(end)
+    os.dup2(1, 2)
+    payload.set_environment(environment(options))
+    main = payload.become_interpreter()
+    # From then on Python changes nothing in its code any more.
+    payload.rehearse(20)
+    return main
+
+
+def begin(descriptors: list[int], zygotes: list[int], user: list[int] | None, main: types.ModuleType) -> None:
+    """In a new child: lose what the zygote has, wait for what it is to be, and be that. Does not return.
+
+    Args:
+        descriptors: Standard input, output, error, and the socket.
+        zygotes: What the zygote has open.
+        user: The payload's user and group. They have no other process while this one waits.
+        main: The payload's main module.
     """
     try:
         for place, number in enumerate(descriptors):
             os.dup2(number, place)
-        system.close_descriptors(kept=payload.SOCKET)
-        os.setsid()
-        main = payload.become_interpreter()
+        for number in (*zygotes, *descriptors):
+            if number > payload.SOCKET:
+                os.close(number)
+        _settle(user)
+        payload.rehearse(1)
         setup = marshal.loads(payload.take(payload.take_size()))  # noqa: S302 - from the agent
-        _settle(setup)
+        _limit(setup["limits"])
+        os.chdir(setup["directory"])
         if setup["fresh"]:
             # There is no shell in between.
             os.execve(sys.executable, [sys.executable, "-I", "-c", _FRESH], setup["environment"])  # noqa: S606
-        os.environ.clear()
-        os.environ.update(setup["environment"])
+        payload.set_environment(setup["environment"])
         payload.work(main)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is no payload's
         os.write(2, f"the runner cannot start this: {error!r}\n".encode())
@@ -65,26 +103,26 @@ def begin(descriptors: list[int]) -> None:
         os._exit(1)
 
 
-def _settle(setup: dict[str, Any]) -> None:
+def _settle(user: list[int] | None) -> None:
     """Become what a payload is allowed to be."""
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+    os.setsid()
+    for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_MSGQUEUE, (0, 0))
-    for name, value in setup["limits"].items():
-        hard = resource.getrlimit(_LIMITS[name])[1]
-        lower = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(_LIMITS[name], (lower, lower))
-    system.no_new_privileges()
     system.die_first()
-    if setup["user"] is not None:
-        uid, gid = setup["user"]
+    if user is not None:
+        uid, gid = user
         os.setgroups([])
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
     # A change of the user undoes both.
     system.die_with_parent()
     system.show_memory()
-    os.umask(0o022)
-    os.chdir(setup["directory"])
+
+
+def _limit(limits: Mapping[str, int]) -> None:
+    for name, value in limits.items():
+        hard = resource.getrlimit(_LIMITS[name])[1]
+        lower = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        # Of processor time a signal of its own tells first, which can be ignored for a second.
+        resource.setrlimit(_LIMITS[name], (lower, lower + 1 if name == "cpu_s" and lower != hard else lower))

@@ -5,6 +5,9 @@ has. Elsewhere other people's processes run: then only its own descendants are k
 parents end, and those of a user that it was given for itself.
 """
 
+# pathlib is one more thing to import, and then to fork
+# ruff: noqa: PTH116
+
 from __future__ import annotations
 
 import os
@@ -12,6 +15,10 @@ import signal
 import time
 
 from gleitzeit_python.agent import files, system
+
+TYPE_CHECKING = False  # as in `typing`, which is not worth its import
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 _ROUNDS = 200
 _PAUSE_S = 0.005
@@ -24,15 +31,13 @@ class Cleaner:
     Args:
         user: The payload's own user and group; None when it is the agent's.
         places: Where it can write besides where anybody can.
-
-    Attributes:
-        zygote: The process that forks; it stays.
-        spare: A child of that which has not begun; 0 for none. It stays, too.
+        zygote: The process that forks.
     """
 
-    def __init__(self, user: tuple[int, int] | None, places: list[str]) -> None:
-        self.user, self._places = user, (*_SHARED, *places)
-        self.zygote = self.spare = 0
+    def __init__(self, user: tuple[int, int] | None, places: list[str], zygote: int) -> None:
+        self.user, self._places, self._ipc = user, _writable([*_SHARED, *places]), system.Ipc()
+        # A payload is the zygote's child, and can give it more; whoever has lost his parent is ours.
+        self._forked, self._adopted = system.Children(zygote), system.Children(os.getpid())
         # As the first process it is in a namespace of its own: that of a machine is no agent.
         self.alone = os.getpid() == 1
         self.adopts = system.keep_orphans() or self.alone
@@ -42,26 +47,42 @@ class Cleaner:
         """Whether no process of a payload can stay: it must not be able to stop the agent first."""
         return self.adopts and self.user is not None
 
-    def kill(self) -> list[int]:
-        """Kill and reap until nothing is left. What is left all the same, after a second."""
-        left = self._left()
-        for _ in range(_ROUNDS):
-            if not left:
-                break
-            self._kill(left)
-            self.reap()
-            left = self._left()
-            if left:
-                time.sleep(_PAUSE_S)
-        return left
+    def kill(self, spared: Collection[int] = ()) -> list[int]:
+        """Kill and reap until nothing is left. What is left all the same, after a second.
 
-    def _left(self) -> list[int]:
-        # Zombies are not: whoever has to take leave of them will.
-        found = [pid for pid in system.descendants_of(os.getpid(), self.spare) if pid != self.zygote]
+        Args:
+            spared: Processes that stay: the zygote, its child before it is a payload, and one that is known to have
+                ended and is not buried.
+        """
+        known = set(spared)
+        found: list[int] = []
+        for number in range(_ROUNDS):
+            found = self._found(known)
+            if not found:
+                return []
+            living = [pid for pid in found if not system.is_zombie(pid)]
+            if living and number:
+                time.sleep(_PAUSE_S)
+            if living:
+                self._kill(living)
+            # What ended while we looked may have left others, which we then have missed. So there is another look, in
+            # which nothing may be found but what had ended before it. What is our own is not even there any more.
+            ended = set(found).difference(living)
+            known.update(pid for pid in self._forked.now() if pid in ended)
+            self.reap()
+        return found
+
+    def _found(self, known: Collection[int]) -> list[int]:
+        found: list[int] = []
+        for family in (self._forked, self._adopted):
+            for pid in family.now():
+                if pid not in known:
+                    found += [pid, *system.descendants_of(pid)]
         if self.user is not None and not self.adopts:
             # Those who have left the family are found by their user.
-            found += [pid for pid in system.processes() if system.user_of(pid) == self.user[0]]
-        return [pid for pid in found if not system.is_zombie(pid)]
+            mine = [pid for pid in system.processes() if pid not in known and system.user_of(pid) == self.user[0]]
+            found += [pid for pid in mine if not system.is_zombie(pid)]
+        return found
 
     def _kill(self, found: list[int]) -> None:
         if self.alone and self.user is not None:
@@ -98,14 +119,19 @@ class Cleaner:
         """Remove what a payload has left: its folder, and what its user has elsewhere. What is left all the same."""
         files.remove(folder)
         left = [folder] if os.path.lexists(folder) else []
-        if self.user is not None:
-            for path in self._elsewhere():
-                files.remove(path)
-            left += self._elsewhere()
-            for kind, number in system.ipc_of(self.user[0]):
-                system.remove_ipc(kind, number)
-            left += [f"{kind} {number}" for kind, number in system.ipc_of(self.user[0])]
-        return left
+        return left if self.user is None else [*left, *self._wipe_places(), *self._wipe_ipc(self.user[0])]
+
+    def _wipe_places(self) -> list[str]:
+        found = self._elsewhere()
+        for path in found:
+            files.remove(path)
+        return self._elsewhere() if found else []
+
+    def _wipe_ipc(self, uid: int) -> list[str]:
+        found = self._ipc.of(uid)
+        for kind, number in found:
+            system.remove_ipc(kind, number)
+        return [f"{kind} {number}" for kind, number in self._ipc.of(uid)] if found else []
 
     def _elsewhere(self) -> list[str]:
         """What belongs to the payload's user in the places where anybody may write."""
@@ -123,6 +149,19 @@ class Cleaner:
             return self.user is not None and entry.stat(follow_symlinks=False).st_uid == self.user[0]
         except OSError:
             return False
+
+
+def _writable(places: list[str]) -> list[str]:
+    """Those of them that can be written to, each once, whatever its names are; and those that are not there yet."""
+    found: dict[object, str] = {}
+    for place in places:
+        try:
+            state = os.stat(place)
+            if not os.statvfs(place).f_flag & os.ST_RDONLY:
+                found.setdefault((state.st_dev, state.st_ino), place)
+        except OSError:
+            found[place] = place
+    return list(found.values())
 
 
 def _kill_user(uid: int) -> None:

@@ -183,7 +183,7 @@ def finish(status: int, main: types.ModuleType) -> int:
     threading = sys.modules.get("threading")
     # Python itself has no other names for these.
     threads = () if threading is None else (threading._shutdown,)  # noqa: SLF001
-    for end in (*threads, atexit._run_exitfuncs, main.__dict__.clear, gc.collect):  # noqa: SLF001
+    for end in (*threads, atexit._run_exitfuncs, lambda: _forget(main.__dict__), gc.collect):  # noqa: SLF001
         try:
             end()
         except SystemExit as leaving:
@@ -192,3 +192,9 @@ def finish(status: int, main: types.ModuleType) -> int:
             _report(error)
     _flush()
     return status
+
+
+def _forget(names: dict[str, Any]) -> None:
+    """Let go of what the code has made, the last first: what ends then still finds what it was made with."""
+    for name in reversed(list(names)):
+        names.pop(name, None)

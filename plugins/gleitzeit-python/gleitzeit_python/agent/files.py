@@ -130,6 +130,13 @@ def _read(at: int, base: str, limit_bytes: int) -> bytes | None:
 def remove(path: str) -> None:
     """Remove a file or a folder with all that is in it, as far as that is allowed."""
     try:
+        os.rmdir(path)  # as a rule nothing is in it
+    except OSError:
+        _remove(path)
+
+
+def _remove(path: str) -> None:
+    try:
         if not stat.S_ISDIR(os.lstat(path).st_mode):
             os.unlink(path)
             return

@@ -10,6 +10,8 @@ import struct
 _HEAD = struct.Struct(">BQI")
 MAX_CONTENT_BYTES = 1 << 20
 """What is longer is no frame: files and output go in several."""
+MAX_MESSAGE_BYTES = 128 << 20
+"""What is longer is no message to an agent, in however many frames it comes."""
 
 # Both ways: a piece of a file; a piece of what the next frame of another kind ends.
 FILE, MORE = range(1, 3)

@@ -17,6 +17,10 @@ import types
 
 from gleitzeit_python.agent import code
 
+TYPE_CHECKING = False  # as in `typing`, which is not worth its import
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 SOCKET = 3
 """Where a payload's process has its end of it."""
 
@@ -24,6 +28,29 @@ SOCKET = 3
 def live() -> None:
     """In a fresh interpreter: run what comes by the socket, the last one included. Does not return."""
     work(become_interpreter())
+
+
+def set_environment(environment: Mapping[str, str]) -> None:
+    """Have this environment and no other. What is as it should be is not touched."""
+    for name in [name for name in os.environ if name not in environment]:
+        del os.environ[name]
+    for name, value in environment.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
+
+
+def rehearse(times: int) -> None:
+    """Do some harmless work, so that what comes then is quicker.
+
+    What an interpreter does for the first time takes longer, and so does what it first writes to memory that it shares
+    with the one it was forked from.
+    """
+    for _ in range(times):
+        main = types.ModuleType("__main__")
+        main.__dict__["__builtins__"] = __builtins__
+        ended = code.run({"code": "print(end='')\n1", "file": "", "args": []}, main)
+        ended.told()
+        code.finish(ended.status, main)
 
 
 def become_interpreter() -> types.ModuleType:

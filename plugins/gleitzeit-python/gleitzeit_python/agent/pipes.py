@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import selectors
+import time
 
 _CHUNK_BYTES = 65536
+_HOLD_S = 0.005
+_NEVER = float("inf")
 
 
 class Outlet:
@@ -15,11 +18,15 @@ class Outlet:
         selector: Says when it can be.
         number: The descriptor; closed with it.
         key: What the selector says then.
+
+    Attributes:
+        held_until: When `flush` is to be called for what is held.
     """
 
     def __init__(self, selector: selectors.BaseSelector, number: int, key: object) -> None:
         os.set_blocking(number, False)
         self._selector, self._number, self._key = selector, number, key
+        self.held_until = _NEVER
         self._waiting = bytearray()
         self._watched = self._ending = False
 
@@ -29,6 +36,15 @@ class Outlet:
             self._waiting += data
             self.flush()
 
+    def hold(self, data: bytes) -> None:
+        """Write `data` soon, together with what comes until then: each piece wakes up everybody on its way."""
+        if self._number >= 0:
+            if not self._waiting:
+                self.held_until = time.monotonic() + _HOLD_S
+            self._waiting += data
+            if len(self._waiting) >= _CHUNK_BYTES:
+                self.flush()
+
     def end(self) -> None:
         """Close it when all is written."""
         self._ending = True
@@ -36,6 +52,7 @@ class Outlet:
 
     def flush(self) -> None:
         """Write what there is room for."""
+        self.held_until = _NEVER
         try:
             while self._waiting and self._number >= 0:
                 del self._waiting[: os.write(self._number, self._waiting[:_CHUNK_BYTES])]
@@ -78,12 +95,16 @@ class Inlet:
         number: The descriptor; closed with it.
         key: What the selector says then.
         limit_bytes: So much is passed on.
+
+    Attributes:
+        drained: Whether the last look found nothing more.
     """
 
     def __init__(self, selector: selectors.BaseSelector, number: int, key: object, limit_bytes: int) -> None:
         os.set_blocking(number, False)
         self._selector, self._number = selector, number
         self.left_bytes, self.truncated = limit_bytes, False
+        self.drained = False
         selector.register(number, selectors.EVENT_READ, key)
 
     def read(self) -> bytes | None:
@@ -91,12 +112,14 @@ class Inlet:
         try:
             data = os.read(self._number, _CHUNK_BYTES) if self._number >= 0 else b""
         except BlockingIOError:
+            self.drained = True
             return None
         except OSError:
             data = b""
         if not data:
             self.close()
             return None
+        self.drained = False
         kept = data[: self.left_bytes]
         self.truncated = self.truncated or len(kept) < len(data)
         self.left_bytes -= len(kept)
@@ -107,4 +130,4 @@ class Inlet:
         if self._number >= 0:
             self._selector.unregister(self._number)
             os.close(self._number)
-        self._number = -1
+        self._number, self.drained = -1, True

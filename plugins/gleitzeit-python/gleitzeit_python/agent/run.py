@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import marshal
 import os
+import select
 import signal
 import socket
 import time
 
-from gleitzeit_python.agent import system
 from gleitzeit_python.agent.pipes import Inlet, Outlet
 
 TYPE_CHECKING = False  # as in `typing`, which is not worth its import
@@ -71,6 +71,11 @@ class Spare:
                 raise
         return self._pid
 
+    @property
+    def waits(self) -> bool:
+        """Whether it still is there: before it has begun it says nothing, so only its end can be read."""
+        return not select.select([self.socket], [], [], 0)[0]
+
     def close(self) -> None:
         """Close our ends of its pipes, if it is not to be used: it ends then, if it has not."""
         for number in (self.stdin, self.stdout, self.stderr, self.socket):
@@ -112,7 +117,6 @@ class Run:
         self.session, self.busy, self.answer, self.why = bool(asked["session"]), True, b"", ""
         self.began_at = time.monotonic()
         self.deadline = self.began_at + asked["timeout_s"]
-        self.oom_kills = system.oom_kills()
         for pipe in (self.stdout, self.stderr):
             pipe.left_bytes, pipe.truncated = asked["output_bytes"], False
         if setup is not None:
@@ -153,9 +157,11 @@ class Run:
     def rest(self) -> list[tuple[str, bytes]]:
         """What its pipes still hold, within reason: somebody may be writing faster than it is read."""
         found = []
-        for name in ("said", "stdout", "stderr"):
+        for name, pipe in (("said", self._said), ("stdout", self.stdout), ("stderr", self.stderr)):
             for _ in range(_END_READS):
                 found += self.serve(name)
+                if pipe.drained:
+                    break
         return found
 
     @property
@@ -177,14 +183,12 @@ class Run:
         status = self.status
         number = -status if status is not None and status < 0 else 0
         killed_by = signal.Signals(number).name if number in _SIGNALS else ("" if not number else f"signal {number}")
-        memory = number == signal.SIGKILL and not self.why and system.oom_kills() > self.oom_kills
         cut = [name for name in ("stdout", "stderr") if getattr(self, name).truncated]
         return {
             "exit_status": status,
             "killed_by": killed_by,
             "timed_out": self.why == "timeout",
             "cancelled": self.why == "cancel",
-            "oom_killed": memory,
             "truncated": cut,
             "run_s": took_s,
             "alive": self.session and status is None,

@@ -28,7 +28,10 @@ def main(parts: dict[str, str]) -> None:
         found = decoder.feed(data)
     _, fence, content = found[0]
     options = json.loads(content)
-    zygote = Zygote(options["preload"])
+    if os.geteuid() != 0:
+        # Nobody else can become another user.
+        options["user"] = None
+    zygote = Zygote(options)
     # The zygote had no use for it.
     from gleitzeit_python.agent.agent import Agent  # noqa: PLC0415
 

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 4, 36, 38
 _IPC_RMID = 0
+_IPC_COLUMNS = (("shm", 7), ("sem", 4), ("msg", 7))
+_TABLE_BYTES = 1 << 16
+_OOM_KILL = re.compile(rb"^oom_kill (\d+)$", re.MULTILINE)
 _FIRST_OPENED = 3
 _TELLS_CHILDREN = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
 
 libc = ctypes.CDLL(None, use_errno=True)
+libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
 
 
 def _prctl(option: int, value: int) -> bool:
-    long = ctypes.c_ulong
-    return bool(libc.prctl(option, long(value), long(0), long(0), long(0)) == 0)
+    return bool(libc.prctl(option, value, 0, 0, 0) == 0)
 
 
 def die_with_parent() -> None:
@@ -30,8 +34,11 @@ def die_with_parent() -> None:
 def die_first() -> None:
     """Where memory runs out, be the one that is killed, and not the agent."""
     try:
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")
+        number = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+        try:
+            os.write(number, b"1000")
+        finally:
+            os.close(number)
     except OSError:
         return  # not to be had here
 
@@ -56,6 +63,34 @@ def no_new_privileges() -> None:
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
+class Table:
+    """A file in which the kernel tells how things are now: read again and again, and opened but once.
+
+    Args:
+        path: Where it is; one that cannot be opened stays empty.
+    """
+
+    def __init__(self, path: str) -> None:
+        try:
+            self._number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._number = -1
+
+    def read(self) -> bytes:
+        """All of it, as it is now."""
+        data, more = b"", self._number >= 0
+        while more:
+            piece = self._piece(len(data))
+            data, more = data + piece, bool(piece)
+        return data
+
+    def _piece(self, start: int) -> bytes:
+        try:
+            return os.pread(self._number, _TABLE_BYTES, start)
+        except OSError:
+            return b""  # what it tells of is gone
+
+
 def children_of(pid: int) -> list[int]:
     """The processes that `pid` is the parent of, zombies included; none when it is gone."""
     if not _TELLS_CHILDREN:
@@ -70,13 +105,11 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
-def descendants_of(pid: int, spared: int) -> list[int]:
-    """All below `pid`, zombies included, but for `spared` and what is below that."""
+def descendants_of(pid: int) -> list[int]:
+    """All below `pid`, zombies included."""
     found = []
     for child in children_of(pid):
-        if child != spared:
-            found.append(child)
-            found += descendants_of(child, spared)
+        found += [child, *descendants_of(child)]
     return found
 
 
@@ -112,28 +145,41 @@ def user_of(pid: int) -> int:
         return -1
 
 
-def close_descriptors(kept: int) -> None:
-    """Close all but the standard ones and `kept`."""
-    for name in os.listdir("/proc/self/fd"):
-        number = int(name)
-        if number >= _FIRST_OPENED and number != kept:
-            try:
-                os.close(number)
-            except OSError:
-                continue  # the one that listed them
+def opened() -> list[int]:
+    """The descriptors that are open, but for the standard ones."""
+    found = [int(name) for name in os.listdir("/proc/self/fd")]
+    # One of them was that which listed them.
+    return [number for number in found if number >= _FIRST_OPENED and os.path.exists(f"/proc/self/fd/{number}")]
 
 
-def ipc_of(uid: int) -> list[tuple[str, int]]:
-    """The shared memory, semaphores and message queues that belong to a user: kind and id."""
-    found = []
-    for kind, column in (("shm", 7), ("sem", 4), ("msg", 7)):
-        try:
-            with open("/proc/sysvipc/" + kind) as file:
-                rows = [line.split() for line in file][1:]
-        except OSError:
-            continue
-        found += [(kind, int(row[1])) for row in rows if int(row[column]) == uid]
-    return found
+class Children:
+    """Tells of the children of a process that has but one thread.
+
+    Args:
+        pid: The process; it must be there.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._pid, self._table = pid, Table(f"/proc/{pid}/task/{pid}/children")
+
+    def now(self) -> list[int]:
+        """Their process ids, zombies included."""
+        return [int(word) for word in self._table.read().split()] if _TELLS_CHILDREN else children_of(self._pid)
+
+
+class Ipc:
+    """Tells of shared memory, semaphores and message queues."""
+
+    def __init__(self) -> None:
+        self._tables = [(kind, column, Table("/proc/sysvipc/" + kind)) for kind, column in _IPC_COLUMNS]
+
+    def of(self, uid: int) -> list[tuple[str, int]]:
+        """Those that belong to a user: kind and id."""
+        found = []
+        for kind, column, table in self._tables:
+            rows = [line.split() for line in table.read().splitlines()[1:]]
+            found += [(kind, int(row[1])) for row in rows if int(row[column]) == uid]
+        return found
 
 
 def remove_ipc(kind: str, number: int) -> None:
@@ -146,18 +192,18 @@ def remove_ipc(kind: str, number: int) -> None:
         libc.msgctl(number, _IPC_RMID, None)
 
 
-def oom_kills() -> int:
-    """How many processes the kernel has killed in this control group for want of memory; 0 where it does not tell."""
-    for path in list(_MEMORY_FILES):
-        try:
-            with open(path) as file:
-                words = dict(line.split()[:2] for line in file if len(line.split()) > 1)
-        except (OSError, ValueError):
-            _MEMORY_FILES.remove(path)
-            continue
-        if "oom_kill" in words:
-            return int(words["oom_kill"])
-    return 0
+class MemoryKills:
+    """Counts the processes that the kernel has killed in this control group for want of memory."""
+
+    def __init__(self) -> None:
+        # Of those that there are, the first tells.
+        tables = [Table(path) for path in _memory_files()]
+        self._tables = [table for table in tables if _OOM_KILL.search(table.read())][:1]
+
+    def count(self) -> int:
+        """How many it has killed until now; 0 where it does not tell."""
+        found = [_OOM_KILL.search(table.read()) for table in self._tables]
+        return sum(int(one.group(1)) for one in found if one)
 
 
 def _memory_files() -> list[str]:
@@ -174,6 +220,3 @@ def _memory_files() -> list[str]:
         elif "memory" in controllers.split(","):
             found.append(f"/sys/fs/cgroup/memory{path}/memory.oom_control")
     return [*found, "/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"]
-
-
-_MEMORY_FILES = _memory_files()

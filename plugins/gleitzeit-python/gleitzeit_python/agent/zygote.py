@@ -3,7 +3,8 @@
 The zygote is forked once, before the agent has seen anything of anybody, and gets descriptors and nothing else. What a
 child is to do, it reads from its own socket, whose other end the agent has.
 
-A child that has ended stays as a zombie until the agent takes leave of it, so its process id is nobody else's.
+There is one child at a time. One that has ended stays as a zombie until the next one is ordered, so its process id is
+nobody else's.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ import array
 import gc
 import importlib
 import os
-import select
 import signal
 import socket
 
 from gleitzeit_python.agent import child, system
 
+TYPE_CHECKING = False  # as in `typing`, which is not worth its import
+if TYPE_CHECKING:
+    import types
+    from typing import Any
+
 _DESCRIPTORS = 4
 _MESSAGE_BYTES = 256
-_FORK, _REAP, _FORGET = b"f", b"r", b"x"
 
 
 class CannotFork(Exception):
@@ -31,31 +35,35 @@ class Zygote:
     """The agent's side of it. Made while the agent is pristine.
 
     Args:
-        preload: Modules to import first, so that no child has to.
+        options: The agent's.
     """
 
-    def __init__(self, preload: list[str]) -> None:
+    def __init__(self, options: dict[str, Any]) -> None:
         self._socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._ended: dict[int, int] = {}
         self._forked: list[bytes] = []
         self.pid = os.fork()
         if self.pid == 0:
             self._socket.close()
-            _live(other, preload)
+            _live(other, options)
         other.close()
 
     def fileno(self) -> int:
-        """What can be read when `ended` has something to say."""
+        """What can be read when `hear` has something to say."""
         return self._socket.fileno()
 
     def order(self, descriptors: list[int]) -> None:
         """Have a child made with these: standard input, output, error, and its socket. See `forked`.
 
+        The one before must have ended, or do so when it finds its socket closed.
+
         Raises:
             CannotFork: There is no zygote any more.
         """
         rights = array.array("i", descriptors).tobytes()
-        self._tell(_FORK, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        try:
+            self._socket.sendmsg([b"f"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        except OSError as error:
+            raise CannotFork(f"the fork server is gone: {error}") from error
 
     def forked(self) -> int:
         """The process id of the child that was ordered; waits for it.
@@ -64,138 +72,104 @@ class Zygote:
             CannotFork: It cannot be had.
         """
         while not self._forked:
-            self._note(self._heard())
-        said = self._forked.pop(0)
+            self.hear()
+        said = self._forked.pop()
         if said[:1] != b"+":
             raise CannotFork(said[1:].decode())
         return int(said[1:])
 
-    def reap(self, pid: int) -> int:
-        """Wait for a child that was killed, and take leave of it. Its status, as `subprocess` has it.
+    def hear(self, *, wait: bool = True) -> int | None:
+        """Take what the zygote says. When that is that the child has ended: its status, as `subprocess` has it.
+
+        Args:
+            wait: For it to say something.
 
         Raises:
             CannotFork: There is no zygote any more.
         """
-        self._tell(_REAP + str(pid).encode(), [])
-        while True:
-            said = self._heard()
-            if said[:1] == b"=":
-                return int(said[1:])
-            self._note(said)
-
-    def forget(self, pid: int) -> None:
-        """Take leave of a child that has ended."""
-        self._tell(_FORGET + str(pid).encode(), [])
-
-    def ended(self) -> dict[int, int]:
-        """The children that have ended of late, and their statuses.
-
-        Raises:
-            CannotFork: There is no zygote any more.
-        """
-        while select.select([self._socket], [], [], 0)[0]:
-            self._note(self._heard())
-        found, self._ended = self._ended, {}
-        return found
-
-    def _note(self, said: bytes) -> None:
-        if said[:1] == b"-":
-            pid, status = said[1:].split()
-            self._ended[int(pid)] = int(status)
-        else:
-            self._forked.append(said)
-
-    def _tell(self, message: bytes, rights: list[tuple[int, int, bytes]]) -> None:
         try:
-            self._socket.sendmsg([message], rights)
-        except OSError as error:
-            raise CannotFork(f"the fork server is gone: {error}") from error
-
-    def _heard(self) -> bytes:
-        try:
-            said = self._socket.recv(_MESSAGE_BYTES)
+            said = self._socket.recv(_MESSAGE_BYTES, 0 if wait else socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
         except OSError:
             said = b""
         if not said:
             raise CannotFork("the fork server is gone")
-        return said
+        if said[:1] == b"=":
+            return int(said[1:])
+        self._forked.append(said)
+        return None
 
 
-def _live(work: socket.socket, preload: list[str]) -> None:
+def _live(work: socket.socket, options: dict[str, Any]) -> None:
     """Be the zygote. Does not return: ends with the agent."""
     try:
         system.die_with_parent()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-        nothing = os.open(os.devnull, os.O_RDWR)
-        for standard in (0, 1):
-            os.dup2(nothing, standard)
-        system.close_descriptors(kept=work.fileno())
-        for name in ("json", *preload):
+        for opened in system.opened():
+            if opened != work.fileno():
+                os.close(opened)
+        for name in ("json", *options["preload"]):
             importlib.import_module(name)
-        _Server(work).serve()
+        _Server(work, options["user"], child.prepare(options)).serve()
     finally:
         os._exit(1)
 
 
 class _Server:
-    """What the zygote does."""
+    """What the zygote does.
 
-    def __init__(self, work: socket.socket) -> None:
-        self._work = work
-        self._running: set[int] = set()
-        self._woken, waking = os.pipe()
-        for end in (self._woken, waking):
-            os.set_blocking(end, False)
-        signal.set_wakeup_fd(waking, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
+    Args:
+        work: To the agent.
+        user: The payloads'.
+        main: Their main module.
+    """
+
+    def __init__(self, work: socket.socket, user: list[int] | None, main: types.ModuleType) -> None:
+        self._work, self._user, self._main = work, user, main
+        self._child = 0
+        self._open = system.opened()
+        # What has been collected once, and is never looked at again, need not be copied for any child.
+        gc.collect()
         gc.freeze()
 
     def serve(self) -> None:
-        """Answer until the agent is gone."""
+        """Fork a child, tell of it, wait for its end, tell of that; until the agent is gone."""
+        room = socket.CMSG_SPACE(_DESCRIPTORS * array.array("i").itemsize)
         while True:
-            ready = select.select([self._work.fileno(), self._woken], [], [])[0]
-            if self._woken in ready:
-                os.read(self._woken, _MESSAGE_BYTES)
-                self._tell_ended()
-            if self._work.fileno() in ready:
-                room = socket.CMSG_SPACE(_DESCRIPTORS * array.array("i").itemsize)
-                said, rights, _, _ = self._work.recvmsg(_MESSAGE_BYTES, room)
-                if not said:
-                    return
-                answer = self._answer(said, array.array("i", rights[0][2]).tolist() if rights else [])
-                if answer:
-                    self._work.send(answer)
+            said, rights, _, _ = self._work.recvmsg(_MESSAGE_BYTES, room)
+            if not said:
+                return
+            self._work.send(self._fork(array.array("i", rights[0][2]).tolist()))
+            if self._child:
+                self._work.send(self._end())
 
-    def _tell_ended(self) -> None:
-        for pid in tuple(self._running):
-            found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if found:
-                self._running.discard(pid)
-                status = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
-                self._work.send(b"-%d %d" % (pid, status))
-
-    def _answer(self, said: bytes, descriptors: list[int]) -> bytes:
+    def _fork(self, descriptors: list[int]) -> bytes:
         try:
-            if said[:1] == _FORK:
-                return b"+%d" % self._fork(descriptors)
-            pid = int(said[1:])
-            self._running.discard(pid)
-            status = os.waitpid(pid, 0)[1]
-            status = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-            return b"=%d" % status if said[:1] == _REAP else b""
+            self._bury()
+            self._child = os.fork()
+            if self._child == 0:
+                child.begin(descriptors, self._open, self._user, self._main)
         except OSError as error:
-            if said[:1] == _FORK:
-                return f"!the fork server cannot: {error}".encode()
-            return b"=0" if said[:1] == _REAP else b""
+            return f"!the fork server cannot: {error}".encode()
         finally:
             for number in descriptors:
                 os.close(number)
+        return b"+%d" % self._child
 
-    def _fork(self, descriptors: list[int]) -> int:
-        pid = os.fork()
-        if pid == 0:
-            signal.set_wakeup_fd(-1)
-            child.begin(descriptors)
-        self._running.add(pid)
-        return pid
+    def _bury(self) -> None:
+        """Take leave of the child before, and of what it has made a child of ours."""
+        if self._child:
+            os.waitpid(self._child, 0)
+            self._child = 0
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return
+
+    def _end(self) -> bytes:
+        """Wait until the child has ended, and leave its process id to it."""
+        found: Any = os.waitid(os.P_PID, self._child, os.WEXITED | os.WNOWAIT)
+        return b"=%d" % (found.si_status if found.si_code == os.CLD_EXITED else -found.si_status)
