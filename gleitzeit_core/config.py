@@ -168,7 +168,7 @@ class _Checker:
         problems = self._all_problems()
         if problems or store is None:
             raise ConfigurationError(problems)
-        return Configuration(
+        config = Configuration(
             plugins=plugins,
             hubs=hubs,
             providers=providers,
@@ -179,6 +179,21 @@ class _Checker:
             explicit_hubs=self.data.get("hubs") is not None,
             raw=self.raw,
         )
+        self._as_a_whole(config)
+        if self.problems:
+            raise ConfigurationError(self._all_problems())
+        return config
+
+    def _as_a_whole(self, config: Configuration) -> None:
+        """Let plugins look for what no section shows by itself."""
+        for name in config.sections:
+            kind = self.host.sections[name]
+            try:
+                for path, message in self.host.load_check(kind)(config, self.host) if kind.check else ():
+                    self._problem(path, message)
+            except Exception as error:  # noqa: BLE001 - a plugin may raise anything
+                text = error.message if isinstance(error, PluginError) else f"cannot be checked: {type(error).__name__}"
+                self._problem((name,), text)
 
     def _plugins(self) -> PluginsSection:
         self._model(PluginsSection, self._given("plugins", {}), ("plugins",))

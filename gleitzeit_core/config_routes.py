@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -34,6 +35,8 @@ class ShareOptions(_Options):
 
 
 def _hedge(value: object) -> object:
+    if not isinstance(value, bool | Mapping | HedgeOptions | None):
+        raise ValueError(f"must be true, false or a mapping with {', '.join(HedgeOptions.model_fields)}")  # noqa: TRY004 - for pydantic
     return {True: {}, False: None}[value] if isinstance(value, bool) else value
 
 

@@ -31,7 +31,7 @@ from gleitzeit_core.errors import (
 from gleitzeit_core.hedging import Hedging
 from gleitzeit_core.leases import LEASE, Lease, LeaseRequest, acquire, checked_ttl_s
 from gleitzeit_core.metrics import ResourceMetrics
-from gleitzeit_core.needs import of_tenant
+from gleitzeit_core.needs import of_tenant, positive
 from gleitzeit_core.pool import State
 from gleitzeit_core.records import DRAINED
 from gleitzeit_core.requests import Request
@@ -44,7 +44,7 @@ from gleitzeit_core.strategies.simple import LeastLoaded
 from gleitzeit_core.tries import sentence
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 
     from gleitzeit_core.breaker import BreakerPolicy
     from gleitzeit_core.clock import Clock
@@ -101,6 +101,8 @@ class Dispatcher:
         self._route_of: dict[str, Route] = {}
         self._observers = observers
         self.running = Running(self.clock, observers)
+        self.draining: list[Callable[[], None]] = []
+        """Called when nothing new is taken any more, for those who hold leases that nobody would use again."""
 
     def __repr__(self) -> str:
         """Counts."""
@@ -127,6 +129,8 @@ class Dispatcher:
             grace_s: At most so long; what is left then goes on.
         """
         self.shell.admission.close()
+        for tell in tuple(self.draining):
+            tell()
         await self.running.until_idle(grace_s)
 
     def set_routes(self, routes: Sequence[Route]) -> None:
@@ -239,8 +243,8 @@ class Dispatcher:
         """
         checked_ttl_s(ttl_s)
         requirements = of_tenant(requirements, tenant, self.shell.hubs.values())
-        if timeout_s is not None and not timeout_s > 0:
-            raise InvalidRequest(f"timeout_s must be above 0, not {timeout_s!r}", param="timeout_s")
+        if timeout_s is not None:
+            positive("timeout_s", timeout_s)
 
         async def wait() -> Lease:
             deadline = None if timeout_s is None else self.clock.wall() + timeout_s
@@ -298,7 +302,7 @@ class Dispatcher:
     # -- one request and its tries ----------------------------------------------------------------------------------
 
     def _prepare(self, method: Method, request: Request) -> Run:
-        route, now = self.route(request.method), self.clock.monotonic()
+        route, now = self.route(method.name), self.clock.monotonic()
         deadline = None if route.timeout_s is None else now + route.timeout_s
         if request.deadline is not None:
             deadline = now + request.deadline - self.clock.wall()
@@ -373,7 +377,10 @@ class Dispatcher:
             run.requeued = True
             run.patient_until = self.clock.monotonic() + (_NOTICE_S if failure.kind is FailureKind.LOST else 0.0)
         # 3. Tried often enough, or too many are being tried again: a pool in trouble must not get more work for it.
-        elif run.tries >= run.route.max_tries or not self.running.retry(run):
+        #    What was declined has made none.
+        elif run.tries >= run.route.max_tries or (
+            failure.kind is not FailureKind.DECLINED and not self.running.retry(run)
+        ):
             raise failure
         run.excluded |= {(slot.instance.id, slot.instance.generation)}
         run.last_failure = failure

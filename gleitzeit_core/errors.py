@@ -220,6 +220,7 @@ class FailureKind(StrEnum):
     REFUSED = "refused"  # it could not be reached at all: down at once, the work never started
     BUSY = "busy"  # it said that it is busy (429, 503): backed off, no mark against it
     UNAUTHORIZED = "unauthorized"  # it refused our credentials (401, 403): shown, and the work never started
+    DECLINED = "declined"  # it will not take what another may, as of a request that has been there: never counted
     REJECTED = "rejected"  # it refused the request as wrong (another 4xx): the caller's own, never retried or counted
     SERVER_ERROR = "server_error"  # it failed (5xx) or answered garbage
     TIMEOUT = "timeout"  # it did not answer in time
@@ -257,7 +258,7 @@ class InstanceFailure(RequestError):
         super().__init__(message)
         self.kind, self.started, self.retry_after_s = kind, started, retry_after_s
         self.status, self.body, self.instance_id = status, body, instance_id
-        self.retryable = kind not in (FailureKind.REJECTED, FailureKind.UNAUTHORIZED)
+        self.retryable = kind not in (FailureKind.REJECTED, FailureKind.DECLINED, FailureKind.UNAUTHORIZED)
         if kind is FailureKind.REJECTED:
             self.code = "rejected"  # type: ignore[misc]  # nobody who counts failures should count it
 

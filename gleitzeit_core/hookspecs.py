@@ -133,11 +133,15 @@ class SectionType:
         name: The key.
         options: Import string of its pydantic model.
         summary: One line for listings.
+        check: Import string of a function that finds what only the whole configuration shows: it takes the
+            `Configuration`, right otherwise, and the `PluginHost`, and gives pairs of a path and what is wrong there.
+            Empty for none.
     """
 
     name: str
     options: str
     summary: str
+    check: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from gleitzeit_core.errors import InvalidRequest, LeaseExpired, NoCapableInstance, Unavailable
+from gleitzeit_core.needs import positive
 from gleitzeit_core.persistence import StoredLease
 from gleitzeit_core.requests import Method, Outcome, Result, new_request_id
 from gleitzeit_core.tries import Try
@@ -396,6 +397,6 @@ def checked_ttl_s(ttl_s: float) -> float:
     Raises:
         InvalidRequest: It is not a number above 0.
     """
-    if not 0 < ttl_s < math.inf:
+    if positive("ttl_s", ttl_s) == math.inf:
         raise InvalidRequest(f"ttl_s must be a number above 0, not {ttl_s!r}", param="ttl_s")
     return ttl_s

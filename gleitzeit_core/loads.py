@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _LOAD_S: Final = 1.0
 # Who finds no room where a model is being loaded waits for it while the load is younger than this, as most loads are.
 _PATIENCE_S: Final = 30.0
+# What is remembered of an instance, the oldest going first: that is only taken for a load once more.
+_PROVED_MAX: Final = 1024
 
 
 class Loads:
@@ -45,7 +47,9 @@ class Loads:
         needs, slot.loads = slot.loads, frozenset()
         began, record = self.began.get(needs, {}), slot.record
         if ready:
-            # Until its hub says again what is ready there.
+            # Until its hub says again what is ready there. What takes any name for a model must not fill the memory.
+            if len(record.proved) >= _PROVED_MAX:
+                del record.proved[next(iter(record.proved))]
             record.proved[needs] = record.instance.warm
             began.pop(record, None)
         elif record in began:

@@ -16,7 +16,7 @@ from gleitzeit_core.dispatch import Dispatcher
 from gleitzeit_core.errors import ClosedError, InvalidRequest, UnknownMethod, UnknownName
 from gleitzeit_core.events import Events
 from gleitzeit_core.instance_log import InstanceLog
-from gleitzeit_core.needs import requirements_of
+from gleitzeit_core.needs import positive, requirements_of
 from gleitzeit_core.plugins import PluginHost
 from gleitzeit_core.reload import Reloader, prepare, reload
 from gleitzeit_core.routing import Share
@@ -261,7 +261,7 @@ class ResourceManager:
             InvalidRequest: `share` is out of bounds, kept for nobody, or more than what is left.
         """
         dispatcher = self.dispatcher
-        if not 0 < share <= 1 or not (tenant or model):
+        if positive("share", share) > 1 or not (tenant or model):
             raise InvalidRequest("a share is above 0 and at most 1, for a tenant or a model", param="share")
         name = method_or_route
         if name not in {route.name for route in self.config.routes}:

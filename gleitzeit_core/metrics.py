@@ -34,8 +34,10 @@ GROWTH: Final = 1.02
 _INVERSE_LOG: Final = 1 / log(GROWTH)
 _SMALLEST: Final = 1e-9
 _LOWEST: Final = ceil(log(_SMALLEST) * _INVERSE_LOG)
-# Neither the caller's own mistakes, nor an instance that is busy, count against anybody.
-_NEUTRAL: Final = frozenset((Result.CANCELLED.value, FailureKind.REJECTED.value, FailureKind.BUSY.value))
+# Neither the caller's own mistakes, nor an instance that is busy or not meant, count against anybody.
+_NEUTRAL: Final = frozenset(
+    (Result.CANCELLED.value, FailureKind.REJECTED.value, FailureKind.DECLINED.value, FailureKind.BUSY.value)
+)
 
 
 class Histogram:

@@ -64,3 +64,14 @@ def checked(model: type[M], data: Mapping[str, Any]) -> M:
     except ValidationError as error:
         problems = explain(error, model, data, (), lambda _: "")
         raise InvalidRequest("; ".join(map(str, problems)), param=problems[0].path or None) from None
+
+
+def positive(name: str, value: object) -> float:
+    """`value`, a caller's `name`.
+
+    Raises:
+        InvalidRequest: It is not a number above 0.
+    """
+    if isinstance(value, int | float) and value > 0:
+        return value
+    raise InvalidRequest(f"{name} must be a number above 0, not {value!r}", param=name)

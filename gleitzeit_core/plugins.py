@@ -24,9 +24,10 @@ from gleitzeit_core.plugin_discovery import PluginRecord, Status, describe, file
 from gleitzeit_core.plugin_loading import CORE_SECTIONS, KINDS, Loader, import_string
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from gleitzeit_core.config_reading import ConfigPath
     from gleitzeit_core.requests import FinishedRequest
 
 __all__ = ["CORE_SECTIONS", "WELL_KNOWN", "PluginHost", "PluginRecord", "Status"]
@@ -155,6 +156,11 @@ class PluginHost:
         """Import the options of `descriptor`, a pydantic model. Raises as `load_target` does."""
         model: type[BaseModel] = self._import(descriptor, descriptor.options, type(BaseModel))
         return model
+
+    def load_check(self, section: SectionType) -> Callable[..., Iterable[tuple[ConfigPath, str]]]:
+        """Import what checks the whole configuration for `section`. Raises as `load_target` does."""
+        check: Callable[..., Iterable[tuple[ConfigPath, str]]] = self._import(section, section.check, object)
+        return check
 
     def warn(self) -> None:
         """Log a warning for each plugin that is broken and each disabled name that nothing has."""

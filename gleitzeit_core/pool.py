@@ -36,6 +36,8 @@ _BACK_OFF_MAX_S = 60.0
 _JOURNAL_MAX = 4096
 # Looked up once: see the records' module.
 _CLOSED, _OK = BreakerState.CLOSED, Result.OK
+# Says nothing of how well it is.
+_NO_MARK = frozenset((FailureKind.BUSY, FailureKind.DECLINED, FailureKind.REJECTED))
 # Degraded from this part of recent tries failed, and so many tries, until less than the second part fail.
 _DEGRADED_FROM, _DEGRADED_BELOW, _DEGRADED_MIN = 0.1, 0.05, 20
 
@@ -193,7 +195,7 @@ class Pool:
         record = slot.record
         out = kind in (FailureKind.REFUSED, FailureKind.UNAUTHORIZED)
         # Once it is out for this reason, the others that were on their way to it say nothing new.
-        if kind in (FailureKind.BUSY, FailureKind.REJECTED) or (out and record.state is not State.READY):
+        if kind in _NO_MARK or (out and record.state is not State.READY):
             record.breaker.neutral(slot.token)
         else:
             if record.breaker.failure(slot.token, kind.value.replace("_", " ")):

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ValidationError
 
 from gleitzeit_core.dispatch import Dispatcher
 from gleitzeit_core.errors import ClosedError, InvalidRequest, UnknownMethod
+from gleitzeit_core.needs import positive
 from gleitzeit_core.requests import new_request
 from gleitzeit_core.resources import Requirements
 from gleitzeit_core.strategies.base import NoOptions
@@ -195,7 +196,7 @@ class Provider(ABC, Generic[OptionsT]):
         fields = cast("dict[str, Any]", options)
         timeout_s = fields.pop("timeout_s", None)
         if timeout_s is not None:
-            fields["deadline"] = self._wall() + _positive("timeout_s", timeout_s)
+            fields["deadline"] = self._wall() + positive("timeout_s", timeout_s)
         return fields
 
     def complete(self, request: Request, *, tags: Iterable[str] = (), instances: Iterable[str] = ()) -> Request:
@@ -246,9 +247,8 @@ class Provider(ABC, Generic[OptionsT]):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise InvalidRequest(
-                f"{method.name}: {where or 'parameters'}: {first['msg']}", param=where or None
-            ) from None
+            text = first["msg"].removeprefix("Value error, ")
+            raise InvalidRequest(f"{method.name}: {where or 'parameters'}: {text}", param=where or None) from None
 
     # -- life --------------------------------------------------------------------------------------------------
 
@@ -322,12 +322,6 @@ class _Shared:
 _SHARED: WeakKeyDictionary[ResourceHub[Any], _Shared] = WeakKeyDictionary()
 
 
-def _positive(name: str, value: float) -> float:
-    if not value > 0:
-        raise InvalidRequest(f"{name} must be above 0, not {value!r}", param=name)
-    return value
-
-
 def checked_cost(cost: float) -> float:
     """`cost`.
 
@@ -336,4 +330,4 @@ def checked_cost(cost: float) -> float:
     """
     if cost == math.inf:
         raise InvalidRequest(f"cost must be a finite number, not {cost!r}", param="cost")
-    return _positive("cost", cost)
+    return positive("cost", cost)

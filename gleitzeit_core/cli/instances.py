@@ -13,7 +13,17 @@ from gleitzeit_core.cli.client import GatewayClient, understood
 from gleitzeit_core.cli.commands import Command, LazyGroup
 from gleitzeit_core.cli.connection import Connection, asks_gateway, connection_options
 from gleitzeit_core.cli.context import Invocation, pass_invocation
-from gleitzeit_core.cli.output import Column, duration, is_interactive, note, printable, write, write_json, write_table
+from gleitzeit_core.cli.output import (
+    Column,
+    duration,
+    is_interactive,
+    note,
+    printable,
+    warn,
+    write,
+    write_json,
+    write_table,
+)
 from gleitzeit_core.errors import UnknownName
 
 if TYPE_CHECKING:
@@ -62,12 +72,20 @@ def instances(ctx: click.Context, invocation: Invocation, connection: Connection
         return
     client = connection.client(invocation)
     with understood(client.url):
-        found = client.status()["instances"]
+        status = client.status()
+        found, degraded = status["instances"], problems(status)
         rows = [row(instance) for instance in found]
     if as_json:
         write_json({"instances": found})
-    else:
-        write_table(COLUMNS, rows)
+        return
+    for problem in degraded:
+        warn(f"degraded hub {problem}")
+    write_table(COLUMNS, rows)
+
+
+def problems(status: Mapping[str, Any]) -> list[str]:
+    """The hubs that cannot do all that they should, and why."""
+    return [f"{hub['name']}: {hub['problem']}" for hub in status["hubs"] if hub.get("problem")]
 
 
 def row(instance: Mapping[str, Any]) -> tuple[object, ...]:

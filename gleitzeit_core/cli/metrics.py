@@ -77,9 +77,9 @@ def numbers_row(name: str, numbers: Mapping[str, Any]) -> tuple[object, ...]:
 
 
 def _times(percentiles: Mapping[str, float]) -> str:
-    """Three times; empty when there is none."""
+    """Three times, which may be 0; empty when nothing was measured."""
     found = [percentiles[share] for share in ("p50", "p95", "p99")]
-    return " / ".join(map(duration, found)) if any(found) else ""
+    return " / ".join(map(duration, found)) if percentiles["count"] else ""
 
 
 def _pair(read: str, written: str) -> str:

@@ -20,6 +20,7 @@ _COLUMNS: Final = (
     Column("size", right=True),
     Column("modified"),
 )
+_NOTE: Final = Column("note")
 _UNKNOWN_DATE: Final = "0001-01-01"
 
 
@@ -36,10 +37,11 @@ _UNKNOWN_DATE: Final = "0001-01-01"
 def models(ctx: click.Context, invocation: Invocation, connection: Connection, *, as_json: bool) -> None:
     """List the models, or manage them with the commands below.
 
-    Asks the gateway; where none runs, the instances are asked directly.
+    Asks the gateway; where none runs, the instances are asked directly. One that is stale was seen before, but no
+    instance that has it answers now.
 
-    JSON, of each model: name, family, parameters, quantization, size_bytes, modified_at, digest. What is unknown is
-    null.
+    JSON, of each model: name, family, parameters, quantization, size_bytes, modified_at, digest, alias_of (the model
+    that the name stands for) and stale. What is unknown is null.
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -48,7 +50,12 @@ def models(ctx: click.Context, invocation: Invocation, connection: Connection, *
     if as_json:
         write_json({"models": found})
         return
-    write_table(_COLUMNS, [_row(model) for model in found])
+    notes = [_note(model) for model in found]
+    rows = [_row(model) for model in found]
+    if any(notes):
+        write_table((*_COLUMNS, _NOTE), [(*row, note) for row, note in zip(rows, notes, strict=True)])
+    else:
+        write_table(_COLUMNS, rows)
 
 
 def listed(answer: object) -> list[dict[str, Any]]:
@@ -78,6 +85,8 @@ def _described(entry: Mapping[str, Any]) -> dict[str, Any]:
         "size_bytes": bytes_ if isinstance(bytes_, int) and bytes_ > 0 else None,
         "modified_at": None if modified.startswith(_UNKNOWN_DATE) else modified or None,
         "digest": entry.get("digest") or None,
+        "alias_of": entry.get("alias_of") or None,
+        "stale": bool(entry.get("stale")),
     }
 
 
@@ -90,3 +99,9 @@ def _row(model: Mapping[str, Any]) -> tuple[object, ...]:
         size_bytes and size(size_bytes),
         modified and modified[:10],
     )
+
+
+def _note(model: Mapping[str, Any]) -> str:
+    """What else there is to say of it; mostly nothing."""
+    alias = f"alias of {model['alias_of']}" if model["alias_of"] else ""
+    return ", ".join(filter(None, (alias, "stale" if model["stale"] else "")))

@@ -9,7 +9,7 @@ import click
 from gleitzeit_core.cli.client import understood
 from gleitzeit_core.cli.commands import Command
 from gleitzeit_core.cli.connection import asks_gateway
-from gleitzeit_core.cli.instances import COLUMNS, row
+from gleitzeit_core.cli.instances import COLUMNS, problems, row
 from gleitzeit_core.cli.output import Column, duration, write, write_json, write_table
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def _summary(found: Mapping[str, Any], url: str) -> str:
         "requests": f"{now}; {ended}" if ended else now,
         "hedges": _hedges(found.get("hedges", {})),
         "hubs": ", ".join(map(_hub, found["hubs"])) or "none",
-        "problems": "; ".join(f"{h['name']}: {h['problem']}" for h in found["hubs"] if h.get("problem")),
+        "problems": "; ".join(problems(found)),
         "routes": "; ".join(f"{' '.join(r['methods'])}: {r['strategy']}" for r in found["routes"]),
     }
     return "\n".join(f"{name:<15}{text}" for name, text in lines.items() if text) + "\n"

@@ -14,7 +14,7 @@ import click
 from gleitzeit_core.cli.client import understood
 from gleitzeit_core.cli.commands import Command
 from gleitzeit_core.cli.connection import asks_gateway
-from gleitzeit_core.cli.instances import COLUMNS, row
+from gleitzeit_core.cli.instances import COLUMNS, problems, row
 from gleitzeit_core.cli.metrics import columns, numbers_row
 from gleitzeit_core.cli.output import duration, is_interactive, printable, table
 from gleitzeit_core.cli.status import QUEUES, queue_row
@@ -133,6 +133,7 @@ class _Watched:
             f"{self._client.url}  version {status['version']}  up {duration(status['uptime_s'])}",
             f"{requests['active']} active, {requests['waiting']} waiting   {rates}",
             f"last {duration(recent['window_s'])}: {outcome}   {firsts}   {totals}",
+            *(f"degraded hub {problem}" for problem in problems(status)),
         ]
 
     def _rates(self, counted: Mapping[str, float]) -> str:

@@ -10,6 +10,7 @@ import msgspec
 from aiohttp import web
 
 from gleitzeit_core.errors import (
+    CircuitOpen,
     ClosedError,
     ConfigurationError,
     DeadlineExceeded,
@@ -44,6 +45,7 @@ _STATUS: Final[dict[type[Exception], int]] = {
     NoCapableInstance: 404,
     Unavailable: 503,
     QueueFull: 503,
+    CircuitOpen: 503,
     ShuttingDown: 503,
     ClosedError: 503,  # What it was for has been stopped under it, at shutdown.
     DeadlineExceeded: 504,
@@ -55,11 +57,12 @@ _FAILURE_STATUS: Final[dict[FailureKind, int]] = {
     # Our credentials were refused, not the caller's: to the caller the server behind us is broken.
     FailureKind.UNAUTHORIZED: 502,
     FailureKind.REJECTED: _BAD_REQUEST,
+    FailureKind.DECLINED: 508,
     FailureKind.SERVER_ERROR: 502,
     FailureKind.TIMEOUT: 504,
     FailureKind.LOST: 502,
 }
-_PASSED: Final = frozenset((FailureKind.REJECTED, FailureKind.SERVER_ERROR, FailureKind.BUSY))
+_PASSED: Final = frozenset((FailureKind.REJECTED, FailureKind.DECLINED, FailureKind.SERVER_ERROR, FailureKind.BUSY))
 _QUEUE_FULL: Final = {"ollama": 503, "openai": 429, "openai-responses": 429, "anthropic": 529}
 # What Anthropic says of a server that has too much to do.
 _OVERLOADED: Final = 529

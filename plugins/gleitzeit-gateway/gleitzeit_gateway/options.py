@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from gleitzeit_gateway import allowed
 from gleitzeit_gateway.key_files import read_key
 from gleitzeit_gateway.tls import TlsOptions
 
@@ -120,12 +121,12 @@ class GatewayOptions(BaseModel):
         "Those that are not restricted need not be named.",
     )
     allow_anonymous: bool = Field(default=False, description="Listen beyond loopback without keys all the same.")
-    allowed_hosts: list[str] = Field(
+    allowed_hosts: list[Annotated[str, AfterValidator(allowed.host)]] = Field(
         default=[],
         description="Names in a Host header, besides local ones and addresses; '*' for any. "
         "Empty beyond loopback with keys: any.",
     )
-    allowed_origins: list[str] = Field(
+    allowed_origins: list[Annotated[str, AfterValidator(allowed.origin)]] = Field(
         default=[], description="Origins of web pages, besides those on loopback; '*' for any."
     )
     max_body_bytes: int = Field(default=100 * 1024 * 1024, gt=0, description="A larger request is refused.")

@@ -25,6 +25,7 @@ def gleitzeit_register_sections() -> list[SectionType]:
             name="gateway",
             options="gleitzeit_gateway.options:GatewayOptions",
             summary="where the gateway listens, and who may call it",
+            check="gleitzeit_gateway.sharing:not_for_several",
         )
     ]
 

@@ -26,7 +26,7 @@ from gleitzeit_gateway.line_handler import LineHandler
 from gleitzeit_gateway.options import GatewayOptions
 from gleitzeit_gateway.reloading import reload_on_signal
 from gleitzeit_gateway.server import Gateway
-from gleitzeit_gateway.workers import Worker, refuse_what_cannot_be_shared, reserve, supervise
+from gleitzeit_gateway.workers import Worker, reserve, supervise
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
@@ -92,7 +92,6 @@ def _run(manager: ResourceManager) -> int:
     options = _options(manager)
     if options.workers == 1:
         return uvloop.run(_serve(manager, options))
-    refuse_what_cannot_be_shared(manager)
     try:
         port, held = reserve(options.host.strip("[]"), options.port)
     except OSError as error:

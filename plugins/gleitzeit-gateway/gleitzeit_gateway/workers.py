@@ -27,13 +27,8 @@ from prometheus_client.core import Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gleitzeit_core.errors import GleitzeitError
-from gleitzeit_core.hub_provider import HubProvider
-
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
-
-    from gleitzeit_core.manager import ResourceManager
 
 logger = logging.getLogger(__name__)
 
@@ -45,31 +40,6 @@ _PAUSE_MAX_S: Final = 30.0
 # How long another worker may take to tell its numbers.
 _TELL_S: Final = 2.0
 _TOLD_BYTES: Final = 64 * 1024 * 1024
-
-
-class WorkersError(GleitzeitError):
-    """This configuration cannot be served by several processes."""
-
-    code = "workers"
-
-
-def refuse_what_cannot_be_shared(manager: ResourceManager) -> None:
-    """Check that no worker would create instances of its own: each would create as many as all of them may.
-
-    Raises:
-        WorkersError: One would; or nothing is configured, and what is found might be somebody else's embedded LLM.
-        PluginError: A type that is configured cannot be used.
-    """
-    config, host = manager.config, manager.host
-    if not config.explicit_hubs:
-        raise WorkersError("several workers need to know their instances: give --instance URL, or configure 'hubs'")
-    for section in config.hubs.values():
-        if host.load_target(section.type)(section.options, name=section.name).creates:
-            text = f"the hub {section.name!r} creates instances, and each worker would create its own: use one worker"
-            raise WorkersError(text)
-    for name, provider in config.providers.items():
-        if issubclass(host.load_target(provider.type), HubProvider):
-            raise WorkersError(f"the provider {name!r} creates instances, and each worker would: use one worker")
 
 
 # -- a worker ------------------------------------------------------------------------------------------------------

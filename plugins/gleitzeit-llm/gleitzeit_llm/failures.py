@@ -4,6 +4,7 @@
     busy          429, 503; also when this process itself is out of sockets
     unauthorized  401, 403
     rejected      any other 4xx, and 501: the server has no such call
+    declined      508: what answers is a gateway that the request has been through
     timeout       408
     server error  any other 5xx, a redirect, or what is not HTTP
     lost          the connection broke after the request was sent
@@ -51,8 +52,9 @@ _KINDS: Final[Mapping[int, FailureKind]] = {
     429: FailureKind.BUSY,
     501: FailureKind.REJECTED,
     503: FailureKind.BUSY,
+    508: FailureKind.DECLINED,
 }
-_NOT_STARTED: Final = frozenset((FailureKind.BUSY, FailureKind.UNAUTHORIZED))
+_NOT_STARTED: Final = frozenset((FailureKind.BUSY, FailureKind.DECLINED, FailureKind.UNAUTHORIZED))
 # What servers answer 500 to although it is the caller's fault, and would be so everywhere: Ollama to an option of the
 # wrong type, llama.cpp to an image for a model that cannot see.
 _CALLERS_FAULT: Final[Mapping[str, re.Pattern[str]]] = {

@@ -39,8 +39,8 @@ SHOW_POINT: Final = Endpoint("/api/show", SHOW, streams_by_default=False, reques
 _OLLAMA: Final = (Speaks("ollama", ChannelKind.HTTP),)
 _DOWN: Final = frozenset((State.DOWN, State.MISCONFIGURED))
 _LOADED_PATH: Final = "/api/ps"
-# When an entry expires is known to its server alone; this is how Go writes a time that is not set.
-_NO_TIME: Final = "0001-01-01T00:00:00Z"
+# What its server alone knows of a model in memory; the time is how Go writes one that is not set.
+_NOT_KNOWN: Final = {"expires_at": "0001-01-01T00:00:00Z", "size_vram": 0, "context_length": 0}
 
 
 def merged(reports: Iterable[InstanceReport]) -> Json:
@@ -127,8 +127,9 @@ async def _ask(upstream: Upstream, channel: HttpChannel) -> list[Mapping[str, An
 
 
 def _last_seen(instance: ResourceInstance) -> list[Mapping[str, Any]]:
+    """As Ollama writes them, with 0 for what is not known."""
     return [
-        {**entry, "expires_at": _NO_TIME, "size_vram": 0}
+        {key: value for key, value in entry.items() if key != "modified_at"} | _NOT_KNOWN
         for name, entry in models.entries(instance).items()
         if models.capability(name) in instance.warm
     ]

@@ -88,7 +88,7 @@ class Lately(Generic[_K, _V]):
 _UNITS_UNKNOWN: Final = 1.0
 # Where there are observations, they outweigh this; where there are none, it decides.
 _BARELY: Final = 1e-6
-_NOT_ITS_FAULT: Final = (FailureKind.BUSY, FailureKind.REJECTED)
+_NOT_ITS_FAULT: Final = (FailureKind.BUSY, FailureKind.DECLINED, FailureKind.REJECTED)
 # With one of ten tries failing an instance counts as one and a half times as slow, with four of ten as eight times. To
 # weigh by the tries for one success would be too little: what fails at once has nothing in flight, and so looks idle.
 _SEVERITY: Final = 4
