@@ -63,7 +63,7 @@ bench: $(DEV)  ## the benchmarks
 	@.venv/bin/python benchmarks/run.py $(ARGS)
 
 docs: $(DEV)  ## check the examples and links in the documentation
-	@.venv/bin/pytest tests/test_docs.py $(ARGS)
+	@.venv/bin/pytest tests/together/test_docs.py $(ARGS)
 
 clean:  ## remove .venv, caches and builds
 	rm -rf .venv .tox .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist

@@ -6,9 +6,11 @@ With GLEITZEIT_REQUIRE_ALL=1 nothing may be left out; with GLEITZEIT_FULL_SIZE=1
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -16,6 +18,14 @@ if TYPE_CHECKING:
 
 FULL_SIZE = os.environ.get("GLEITZEIT_FULL_SIZE", "") not in {"", "0"}
 REQUIRE_ALL = os.environ.get("GLEITZEIT_REQUIRE_ALL", "") not in {"", "0"}
+
+# A shell has what it starts in the background ignore Ctrl-C, and so would the programs that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes says something of the machine only.
+settings.register_profile("gleitzeit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("gleitzeit")
 
 
 def _forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:

@@ -318,7 +318,10 @@ stor: {type: drawer}
         ),
         ("routes: [{methods: ['*'], strategy: [[]]}]", "routes[0].strategy[0]: must be a name, or a mapping with the"),
         ("routes: [{methods: ['*'], shed_from: 2}]", "routes[0].shed_from: must be at most 1"),
-        ("routes: [{methods: ['*'], hedge: often}]", "routes[0].hedge: must be a mapping, not text"),
+        (
+            "routes: [{methods: ['*'], hedge: yes please}]",
+            "routes[0].hedge: must be true, false or a mapping with percentile, budget, min_samples",
+        ),
         ("routes: [{methods: ['*'], hedge: {percentile: 100}}]", "routes[0].hedge.percentile: must be below 100"),
         (
             "routes: [{methods: ['*'], hedge: {budgte: 1}}]",
@@ -416,6 +419,59 @@ def test_options_that_cannot_be_loaded_matter_only_where_named(
         ["c.yaml:5", "strict.path"],
     ]
     assert all("No module named 'gz_x'" in line for line in told[:3])
+
+
+WHOLE = """
+from pydantic import BaseModel
+from gleitzeit_core.hookspecs import SectionType, hookimpl
+
+class Fuse(BaseModel):
+    amps: int = 16
+
+def too_many(config, host):
+    if config.sections["fuse"].amps == 0:
+        raise RuntimeError("boom")
+    if len(config.hubs) > config.sections["fuse"].amps:
+        yield ("fuse", "amps"), f"too few for {len(config.hubs)} hubs"
+
+@hookimpl
+def gleitzeit_register_sections():
+    check = f"{__name__}:too_many"
+    return [
+        SectionType(name="fuse", options=f"{__name__}:Fuse", summary="", check=check),
+        SectionType(name="lost", options=f"{__name__}:Fuse", summary="", check="" if %s else f"{__name__}:nothing"),
+    ]
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("fuse: {amps: 2}", []),
+        ("fuse: {amps: 1}", ["c.yaml:3: fuse.amps: too few for 2 hubs"]),
+        ("fuse: {amps: 0}", ["c.yaml:3: fuse: cannot be checked: RuntimeError"]),
+        # Not asked before everything is right by itself.
+        ("fuse: {amps: 1}\nroutes: 7", ["c.yaml:4: routes: must be a list"]),
+    ],
+)
+def test_a_section_may_look_at_the_whole(
+    check: Check, problems: Callable[..., list[str]], tmp_path: Path, text: str, found: list[str]
+) -> None:
+    """What only several sections together show is told where it stands; a check that fails is told as such."""
+    (tmp_path / "whole.py").write_text(WHOLE % "True")
+    text = f"plugins: {{files: [whole.py]}}\nhubs: {{a: {{type: lamp}}, b: {{type: lamp}}}}\n{text}\n"
+    if found:
+        assert problems(text) == found
+    else:
+        assert len(check(text).hubs) == 2
+
+
+def test_a_check_that_cannot_be_loaded(problems: Callable[..., list[str]], tmp_path: Path) -> None:
+    """Its plugin is named with what is missing."""
+    (tmp_path / "whole.py").write_text(WHOLE % "False")
+    (said,) = problems("plugins: {files: [whole.py]}\n")
+    assert "lost: plugin whole" in said
+    assert "nothing" in said
 
 
 # -- secrets

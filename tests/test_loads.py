@@ -84,6 +84,17 @@ def test_a_load_that_fails_ends(machine: Machine) -> None:
     assert not machine.admission.pool.loads.began
 
 
+def test_what_is_remembered_is_bounded() -> None:
+    """An instance that takes any name for a model does not fill the memory: what was proved first is forgotten."""
+    names = [frozenset({f"model:{number}"}) for number in range(1030)]
+    machine = Machine()
+    machine.add("a", capabilities=frozenset[str]().union(*names))
+    for needs in names:
+        machine.release(ask(machine, needs))
+    proved = machine.record("a").proved
+    assert list(proved) == names[-1024:]
+
+
 def test_an_instance_that_goes_down_loads_nothing(machine: Machine) -> None:
     """Who waited for it gets the other."""
     _, where, other = loading(machine)

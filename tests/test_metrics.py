@@ -71,17 +71,18 @@ def test_an_idle_histogram_takes_no_buckets() -> None:
 
 
 def test_the_success_rate_counts_what_says_something_about_the_instance() -> None:
-    """Neither a caller that leaves, nor one that asks nonsense, nor a busy answer is a failure."""
+    """Neither a caller that leaves, nor one that asks nonsense, nor an instance that is busy or declines is a failure."""
     series = Series()
     assert series.success_rate == 1.0
-    for kind in (FailureKind.REJECTED, FailureKind.BUSY, FailureKind.SERVER_ERROR):
+    for kind in (FailureKind.REJECTED, FailureKind.BUSY, FailureKind.DECLINED, FailureKind.SERVER_ERROR):
         series.record(Outcome(result=Result.FAILED, kind=kind))
     series.record(Outcome(result=Result.CANCELLED))
     for _ in range(3):
         series.record(Outcome(result=Result.OK, total_s=1.0, first_output_s=0.5, wait_s=0.1))
     assert series.success_rate == 0.75
-    assert series.results == {"ok": 3, "cancelled": 1, "rejected": 1, "busy": 1, "server_error": 1}
-    assert (series.first_output_s.count, series.total_s.count, series.wait_s.count) == (3, 7, 7)
+    failed = dict.fromkeys(("rejected", "busy", "declined", "server_error"), 1)
+    assert series.results == {"ok": 3, "cancelled": 1, **failed}
+    assert (series.first_output_s.count, series.total_s.count, series.wait_s.count) == (3, 8, 8)
 
 
 def test_a_series_adds_up_tokens_and_bytes() -> None:

@@ -30,6 +30,15 @@ if TYPE_CHECKING:
 PROBE: TypeAdapter[HttpProbe | TcpProbe | CommandProbe] = TypeAdapter(ProbeOptions)
 # An address that nobody listens on.
 NOBODY = "127.0.0.1:9"
+# With a hub type that has the options of all hubs.
+PLUGIN = """
+from gleitzeit_core.hookspecs import HubType, hookimpl
+
+@hookimpl
+def gleitzeit_register_hubs():
+    hub = "gleitzeit_core.testing.scripted:ScriptedHub"
+    return [HubType(name="server", target=hub, options="gleitzeit_core.hub:HubOptions", summary="Servers.")]
+"""
 
 
 class Server:
@@ -300,9 +309,10 @@ def test_options_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
 )
 def test_what_is_wrong_is_said_as_in_the_rest_of_a_configuration(tmp_path: Path, wrong: str, message: str) -> None:
     """In a sentence, with its place."""
+    (tmp_path / "servers.py").write_text(PLUGIN)
     file = tmp_path / "gleitzeit.yaml"
-    file.write_text(f"hubs: {{lan: {{type: ollama, health_probe: {wrong}}}}}\n")
-    with pytest.raises(ConfigurationError, match=f"gleitzeit.yaml:1: hubs.lan.{message}"):
+    file.write_text(f"plugins: {{files: [servers.py]}}\nhubs: {{lan: {{type: server, health_probe: {wrong}}}}}\n")
+    with pytest.raises(ConfigurationError, match=f"gleitzeit.yaml:2: hubs.lan.{message}"):
         ResourceManager.from_config(file)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import io
+import re
 import subprocess
 import sys
 import tokenize
+import tomllib
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -17,6 +19,10 @@ import gleitzeit_core
 CORE = Path(gleitzeit_core.__file__).parent
 MODULES = [path for path in sorted(CORE.rglob("*.py")) if not {"cli", "testing"} & set(path.relative_to(CORE).parts)]
 LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+ROOT = Path(__file__).parents[1]
+PLUGINS = sorted(path.parent for folder in ("plugins", "contrib") for path in ROOT.glob(f"{folder}/*/pyproject.toml"))
+# Distributions by what is imported of them, where the names differ.
+NAMES = {"pydantic-core": "pydantic", "yaml": "pyyaml"}
 HEAVY = ("docker", "boto3", "kubernetes", "aiohttp", "sqlalchemy")
 
 
@@ -39,6 +45,19 @@ def imported_at_run_time(path: Path) -> set[str]:
     names = [node.module or "" for node in body if isinstance(node, ast.ImportFrom)]
     names += [alias.name for node in body if isinstance(node, ast.Import) for alias in node.names]
     return {name for name in names if name.startswith("gleitzeit_core.")}
+
+
+def imported_from(*paths: Path) -> set[str]:
+    """The distributions outside the standard library that these modules import, wherever they do."""
+    found: set[str] = set()
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add(node.module or "")
+    names = {name.partition(".")[0] for name in found} - sys.stdlib_module_names
+    return {NAMES.get(name.replace("_", "-"), name.replace("_", "-")) for name in names}
 
 
 def test_the_core_is_small() -> None:
@@ -70,3 +89,22 @@ def test_looking_around_imports_nothing_heavy(arguments: list[str], tmp_path: Pa
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("folder", [ROOT, *PLUGINS], ids=lambda folder: folder.name)
+def test_what_is_imported_is_declared(folder: Path) -> None:
+    """And nothing else: no distribution counts on what another one happens to bring along."""
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[<>=\[;]", requirement)[0].lower() for requirement in project["dependencies"]}
+    imported = imported_from(*(folder / project["name"].replace("-", "_")).rglob("*.py")) - {project["name"]}
+    # Where there is a gateway this one adds to it; where there is none nothing of that is imported.
+    assert imported - declared <= ({"gleitzeit-gateway"} if project["name"] == "gleitzeit-ollama" else set())
+    assert declared <= imported
+
+
+def test_the_cores_tests_need_no_plugin() -> None:
+    """Those that do stand in folders of their own, `together`, which tox leaves out where only the core is installed."""
+    plugins = {folder.name for folder in PLUGINS}
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        if path.parent.name != "together":
+            assert not plugins & imported_from(path), path.name

@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     Cli = Callable[..., Ended]
     Program = Callable[..., subprocess.Popen[str]]
 
-NONE = {"p50": 0.0, "p95": 0.0, "p99": 0.0}
+NONE = {"count": 0, "p50": 0.0, "p95": 0.0, "p99": 0.0}
 NUMBERS: dict[str, Any] = {
     "count": 120,
     "success_rate": 0.975,
     "results": {"ok": 117, "server_error": 3},
     "wait_s": NONE,
-    "first_output_s": {"p50": 0.12, "p95": 0.3, "p99": 0.5},
-    "per_token_s": {"p50": 0.02, "p95": 0.03, "p99": 0.04},
-    "total_s": {"p50": 1.5, "p95": 3.0, "p99": 4.5},
+    "first_output_s": {"count": 117, "p50": 0.12, "p95": 0.3, "p99": 0.5},
+    "per_token_s": {"count": 117, "p50": 0.02, "p95": 0.03, "p99": 0.04},
+    "total_s": {"count": 117, "p50": 1.5, "p95": 3.0, "p99": 4.5},
     "input_tokens": 12_000,
     "output_tokens": 3400,
     "bytes_in": 0,
@@ -149,6 +149,16 @@ def test_metrics(cli: Cli, watched: Gateway) -> None:
     ]
 
 
+def test_metrics_of_those_who_never_waited(cli: Cli, gateway: Gateway) -> None:
+    """That is a figure, too: only what was never measured is a dash."""
+    numbers = {**NUMBERS, "wait_s": {**NONE, "count": 120}, "per_token_s": NONE}
+    found = {**METRICS, "instances": {INSTANCE["id"]: numbers}, "sum": numbers}
+    gateway.on("GET /admin/metrics?window=recent", lambda exchange: exchange.json(found))
+    line = cli("metrics", "--gateway", gateway.url).out.splitlines()[1]
+    cells = [cell.strip() for cell in line.split("  ") if cell.strip()]
+    assert cells[3:6] == ["0 ms / 0 ms / 0 ms", "120 ms / 300 ms / 500 ms", "-"]
+
+
 @pytest.mark.parametrize(("by", "name"), [("model", "tiny"), ("route", "llm/*"), ("method", "llm/chat")])
 def test_metrics_by_something_else(cli: Cli, watched: Gateway, by: str, name: str) -> None:
     """The same numbers in other groups, and since the start."""
@@ -192,6 +202,15 @@ def test_top_into_a_pipe_is_one_frame(cli: Cli, watched: Gateway) -> None:
     assert "120 tries, 97.5% well" in lines[2]
     heads = [line.split()[0] for line in lines if line.isupper() or line.startswith(("ID", "MODEL", "ROUTE"))]
     assert heads == ["ID", "MODEL", "ROUTE"]
+
+
+def test_top_tells_of_hubs_with_a_problem(cli: Cli, watched: Gateway) -> None:
+    """A line for each, in the head; none when all are well."""
+    assert "degraded hub" not in cli("top", "--gateway", watched.url).out
+    hub = {**STATUS["hubs"][0], "name": "own", "problem": "LookupError: no wood"}
+    found = {**STATUS, "instances": [], "queues": [], "hubs": [*STATUS["hubs"], hub]}
+    watched.on("GET /admin/status", lambda exchange: exchange.json(found))
+    assert cli("top", "--gateway", watched.url).out.splitlines()[3] == "degraded hub own: LookupError: no wood"
 
 
 @pytest.mark.parametrize("leave", ["q", "interrupt"])

@@ -10,7 +10,7 @@ import pytest
 from gleitzeit_gateway.access import is_this_machine
 from gleitzeit_gateway.endpoints import Endpoint, json_response
 from gleitzeit_gateway.errors import plain_error
-from gleitzeit_ollama.testing import HangBeforeHeaders, OllamaServer
+from gleitzeit_ollama.testing import Gate, HangBeforeHeaders, OllamaServer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -177,7 +177,7 @@ def _state(gateway: RunningGateway, name: str) -> str:
 
 
 async def test_remove_without_grace(serve: Serve, ollama: OllamaServer) -> None:
-    """Without grace it goes at once, whatever it works on."""
+    """Without grace it goes at once, whatever it works on; who waits for that gets it all the same."""
     gateway = await serve(ollama)
     name = id_of(gateway, ollama)
     ollama.script.next(hang := HangBeforeHeaders())
@@ -187,8 +187,26 @@ async def test_remove_without_grace(serve: Serve, ollama: OllamaServer) -> None:
         answered = await gateway.ask(f"/admin/instances/{name}?grace_s=0", verb="DELETE")
         assert (answered.status, answered.json) == (200, {"removed": name})
         ollama.release()
-        await asked
+        assert (await asked).status == 200
         await gateway.until(lambda: gateway.in_flight == 0)
+
+
+async def test_remove_in_the_middle_of_an_answer(serve: Serve) -> None:
+    """It is forgotten, and the answer that it has begun goes on to its end."""
+    question = {"model": "smollm2", "messages": [{"role": "user", "content": "hi"}]}
+    async with OllamaServer(gate=(gate := Gate(1))) as ollama:
+        gateway = await serve(ollama)
+        asked = asyncio.create_task(gateway.ask("/api/chat", question))
+        async with asyncio.timeout(20):
+            await gateway.until(lambda: gate.waiting == 1)
+            answered = await gateway.ask(f"/admin/instances/{id_of(gateway, ollama)}?grace_s=0", verb="DELETE")
+            assert answered.status == 200
+            assert gateway.manager.instances() == ()
+            gate.open()
+            streamed = await asked
+        assert streamed.status == 200
+        assert b'"done":true' in streamed.body
+        assert gateway.in_flight == 0
 
 
 @pytest.mark.parametrize(

@@ -22,13 +22,16 @@ if TYPE_CHECKING:
     Serve = Callable[..., Awaitable[RunningGateway]]
 
 LIMIT_S = 20
+# Some versions of aiohttp read no longer lines than this.
+LINE_BYTES = 1 << 20
 HELLO = ": what happens from here on"
 
 
 @asynccontextmanager
 async def listening(gateway: RunningGateway, query: str = "") -> AsyncIterator[aiohttp.ClientResponse]:
     """A stream of events whose head has come."""
-    async with asyncio.timeout(LIMIT_S), gateway.session.get(f"{gateway.url}/admin/events{query}") as response:
+    asked = gateway.session.get(f"{gateway.url}/admin/events{query}", read_bufsize=LINE_BYTES)
+    async with asyncio.timeout(LIMIT_S), asked as response:
         assert response.status == 200
         yield response
 

@@ -196,7 +196,9 @@ async def test_body_that_nobody_takes(start: Start, *, chunked: bool) -> None:
     body = b"%x\r\n%b\r\n0\r\n\r\n" % (size, b"x" * size) if chunked else b"x" * size
     asked = asyncio.create_task(server.ask(b"POST / HTTP/1.1\r\n" + framing + b"\r\n" + CLOSE + body))
     await begun.wait()
-    await asyncio.sleep(0.05)
+    (connection,) = server.server.connections
+    while connection.transport.is_reading():
+        await asyncio.sleep(0)
     gate.set()
     assert body_of(await asked) == b"%d" % size
     assert unread <= 1_500_000

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
+from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
+from gleitzeit_core.cli.app import root
+from gleitzeit_core.errors import ConfigurationError
 from gleitzeit_gateway.workers import reserve
 from gleitzeit_ollama.testing import Gate, OllamaServer
 
@@ -206,6 +209,10 @@ async def test_all_reload(group: Start, ollama: OllamaServer, other: OllamaServe
     status, _ = await running.ask("/admin/reload", verb="POST")
     assert status == 200
     await running.until_said("hubs.lan.instances", times=4)
+    file.write_text("hubs: {here: {type: llamacpp}}\ngateway: {port: 0, workers: 2}\n")
+    status, said = await running.ask("/admin/reload", verb="POST")
+    assert status == 422
+    assert "the hub 'here' creates instances" in said
     status, said = await running.ask("/admin/instances", {"url": other.url})
     assert status == 409
     assert "several workers" in said
@@ -216,17 +223,35 @@ async def test_all_reload(group: Start, ollama: OllamaServer, other: OllamaServe
 @pytest.mark.parametrize(
     ("hubs", "words"),
     [
-        ("", "several workers need to know their instances"),
-        ("hubs: {here: {type: llamacpp}}", "the hub 'here' creates instances"),
-        ("hubs: {here: {type: ollama, managed: {command: [ollama, serve]}}}", "the hub 'here' creates instances"),
+        ("", "yaml:2: gateway.workers: several workers need to know their instances"),
+        ("hubs: {here: {type: llamacpp}}", "yaml:1: hubs.here: the hub 'here' creates instances"),
+        (
+            "hubs: {here: {type: ollama, managed: {command: [ollama, serve]}}}",
+            "yaml:1: hubs.here: the hub 'here' creates instances",
+        ),
     ],
 )
 async def test_hubs_that_create_are_refused(group: Start, tmp_path: Path, hubs: str, words: str) -> None:
-    """Each worker would create its own."""
-    (tmp_path / "gleitzeit.yaml").write_text(f"{hubs}\ngateway: {{port: 0, workers: 2}}\n")
+    """Each worker would create its own. Who checks the configuration beforehand hears the same."""
+    file = tmp_path / "gleitzeit.yaml"
+    file.write_text(f"{hubs}\ngateway: {{port: 0, workers: 2}}\n")
     running = await group()
-    assert await running.ended() == 1
+    assert await running.ended() == 2
     assert words in running.said
+    checked = await asyncio.to_thread(CliRunner().invoke, root, ["--config", str(file), "config", "check"])
+    assert isinstance(checked.exception, ConfigurationError)
+    assert words in str(checked.exception)
+
+
+async def test_hubs_that_create_with_a_flag(group: Start, tmp_path: Path) -> None:
+    """The configuration alone is right; with more workers it is not."""
+    file = tmp_path / "gleitzeit.yaml"
+    file.write_text("hubs: {here: {type: llamacpp}}\n")
+    checked = await asyncio.to_thread(CliRunner().invoke, root, ["--config", str(file), "config", "check"])
+    assert checked.exit_code == 0
+    running = await group("--workers", "2")
+    assert await running.ended() == 2
+    assert "the hub 'here' creates instances" in running.said
 
 
 async def test_a_mistake_at_the_start_ends_all(group: Start, tmp_path: Path) -> None:

@@ -157,7 +157,9 @@ async def test_a_compressed_body_has_the_same_limit(serve: Serve, upstream: Upst
 
 
 @pytest.mark.parametrize(
-    ("name", "sent"), [("br", b"x"), ("gzip", b"no gzip"), ("gzip", gzip.compress(b"a" * 100)[:-10])]
+    ("name", "sent"),
+    [("br", b"x"), ("gzip", b"no gzip"), ("gzip", gzip.compress(b"a" * 100)[:-10])],
+    ids=["unknown", "garbage", "cut"],
 )
 async def test_what_cannot_be_decompressed(serve: Serve, upstream: Upstream, name: str, sent: bytes) -> None:
     """Something else, no such thing, or half of it: that is the server's fault."""

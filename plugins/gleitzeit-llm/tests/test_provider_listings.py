@@ -157,6 +157,9 @@ async def test_a_slow_server_does_not_hold_the_list(
     (entry,) = await listed(started, "llm/loaded")
     assert (entry["name"], entry["size_vram"], entry["expires_at"]) == ("smollm2", 0, "0001-01-01T00:00:00Z")
     assert entry["stale"] is True
+    # The keys of a real one, and the mark.
+    known = "name model size digest details expires_at size_vram context_length"
+    assert list(entry) == [*known.split(), "stale"]
     await gone.wait()
     # And it is not waited for again so soon.
     assert await listed(started, "llm/loaded") == [entry]

@@ -264,6 +264,7 @@ KINDS = {
     "502 Bad Gateway": (FailureKind.SERVER_ERROR, True),
     "503 Service Unavailable": (FailureKind.BUSY, False),
     "504 Gateway Timeout": (FailureKind.SERVER_ERROR, True),
+    "508 Loop Detected": (FailureKind.DECLINED, False),
     "599 Whatever": (FailureKind.SERVER_ERROR, True),
 }
 

@@ -82,7 +82,7 @@ def test_failing_fast_does_not_attract(kind: Any, options: Any) -> None:  # noqa
     assert served["broken"] < 50
 
 
-@pytest.mark.parametrize("kind", [FailureKind.BUSY, FailureKind.REJECTED])
+@pytest.mark.parametrize("kind", [FailureKind.BUSY, FailureKind.DECLINED, FailureKind.REJECTED])
 def test_what_is_not_its_fault_does_not_count(kind: FailureKind) -> None:
     """Neither a busy answer, nor the caller's mistake, nor a caller that left."""
     speeds, request = Speeds(60, 0.0), Request(method="m")
