@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 # A strategy that waits for something better must not hold up all behind; asking it for more than these costs more than
 # it brings.
 _LOOK_AHEAD = 16
-_FAILED = Result.FAILED
+# Looked up once: see the records' module.
+_FAILED, _DRAINING = Result.FAILED, State.DRAINING
 
 
 class Admission:
@@ -199,7 +200,7 @@ class Admission:
         if self._shares:
             for shares in self._shares.values():
                 shares.freed(slot)
-        if self.pool.free(slot):
+        if self.pool.free(slot) and slot.record.state is _DRAINING:
             self._look_if_empty(slot.record)
 
     # -- instances ---------------------------------------------------------------------------------------------
@@ -304,7 +305,8 @@ class Admission:
         elif self._queues:
             # Where shares are kept, what one instance has room for depends on all of them.
             self._grant(None if self._shares or others else record)
-        self._flush()
+        if self._effects:
+            self._flush()
 
     def _announce(self, before: ResourceInstance | None, record: Record) -> None:
         record.announced = state = record.condition

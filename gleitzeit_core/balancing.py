@@ -53,7 +53,7 @@ class LoadBalancer:
         self.again_at: float | None = None
         self.timer: tuple[float, TimerHandle] | None = None
         self._pool, self._clock = pool, clock
-        self._loads, self._loadable = pool.loads, bool(requirements.model)
+        self._loads, self._loadable, self._needs = pool.loads, bool(requirements.model), requirements.capabilities
         self._version = -1
         self._snapshot: Snapshot
         self._slots = 1
@@ -260,8 +260,9 @@ class LoadBalancer:
     def start(self, ticket: Ticket, record: Record) -> Slot:
         """Take a slot on `record`."""
         slot = self._pool.take(record)
-        if self._loadable:
-            self._loads.begin(slot, self.requirements.capabilities)
+        # Mostly it is known to have been ready there, and nothing else was said since.
+        if self._loadable and record.proved.get(self._needs) is not record.instance.warm:
+            self._loads.begin(slot, self._needs)
         if self.shares is not None:
             self.shares.taken(slot, ticket.request)
         # The route may get another strategy meanwhile: the one that was told of the beginning is told of the end.

@@ -13,7 +13,6 @@ again.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from fnmatch import fnmatchcase
 from random import Random
@@ -193,10 +192,18 @@ class Dispatcher:
             with run:
                 if run.method.local:
                     value = await self._local(provider, run)
-                elif lease is None:
-                    value = await self._tries(provider, run)
-                else:
+                elif lease is not None:
                     value = await lease.use(provider, run)
+                else:
+                    while True:
+                        # One step less than `slot` on the way of every request.
+                        slot = self._slot_now(run) or await self._slot_later(run)
+                        attempt = self.hedges.attempt(provider, run, slot)
+                        try:
+                            value = await attempt.whole()
+                            break
+                        except InstanceFailure as failure:
+                            self._retry_or_raise(run, attempt.slot, failure)
         except BaseException as error:
             self.running.finish(run, error)
             raise
@@ -302,7 +309,7 @@ class Dispatcher:
     # -- one request and its tries ----------------------------------------------------------------------------------
 
     def _prepare(self, method: Method, request: Request) -> Run:
-        route, now = self.route(method.name), self.clock.monotonic()
+        route, now = self._route_of.get(method.name) or self.route(method.name), self.clock.monotonic()
         deadline = None if route.timeout_s is None else now + route.timeout_s
         if request.deadline is not None:
             deadline = now + request.deadline - self.clock.wall()
@@ -317,29 +324,22 @@ class Dispatcher:
             logger.exception("%r failed", provider)
             raise RequestError(sentence(error)) from error
 
-    async def _tries(self, provider: Executor, run: Run) -> Any:  # noqa: ANN401 - as above
-        while True:
-            # One step less than `slot` on the way of every request.
-            slot = self._slot_now(run) or await self._slot_later(run)
-            attempt = self.hedges.attempt(provider, run, slot)
-            try:
-                return await attempt.whole()
-            except InstanceFailure as failure:
-                self._retry_or_raise(run, attempt.slot, failure)
-
     async def _parts(self, provider: Executor, run: Run) -> AsyncGenerator[Any, None]:
         self.running.begin(run)
         try:
             while True:
                 with run:
-                    attempt = self.hedges.attempt(provider, run, await self.slot(run))
+                    slot = self._slot_now(run) or await self._slot_later(run)
+                    attempt = self.hedges.attempt(provider, run, slot)
+                parts = attempt.parts()
                 try:
-                    async with contextlib.aclosing(attempt.parts()) as parts:
-                        async for part in parts:
-                            yield part
+                    async for part in parts:
+                        yield part
                     break
                 except InstanceFailure as failure:
                     self._retry_or_raise(run, attempt.slot, failure)
+                finally:
+                    await parts.aclose()
         except BaseException as error:
             self.running.finish(run, error)
             raise

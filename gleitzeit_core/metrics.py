@@ -5,7 +5,8 @@ the truth, two histograms merge by addition, and an idle one takes no memory. Af
 G. Tene (HdrHistogram) and DDSketch (Masson et al., VLDB 2019).
 
 What is counted goes into the window of the present minute. The last `WINDOWS` of them are what is recent; one that gets
-older is added to the past. So nothing is ever counted twice or forgotten, and counting touches one window.
+older is added to the past. So nothing is ever counted twice or forgotten, and counting touches one window. Tries are
+added in bulk: when some have come together, and before anybody reads.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from gleitzeit_core.errors import FailureKind
 from gleitzeit_core.requests import Result
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from gleitzeit_core.clock import Clock
     from gleitzeit_core.requests import Outcome
@@ -34,6 +35,10 @@ GROWTH: Final = 1.02
 _INVERSE_LOG: Final = 1 / log(GROWTH)
 _SMALLEST: Final = 1e-9
 _LOWEST: Final = ceil(log(_SMALLEST) * _INVERSE_LOG)
+# Tries that wait to be added to their series: as many as take a fraction of a millisecond.
+_WAITING_MAX: Final = 256
+# From so many on it is quicker to add them number by number.
+_MANY: Final = 16
 # Neither the caller's own mistakes, nor an instance that is busy or not meant, count against anybody.
 _NEUTRAL: Final = frozenset(
     (Result.CANCELLED.value, FailureKind.REJECTED.value, FailureKind.DECLINED.value, FailureKind.BUSY.value)
@@ -64,6 +69,14 @@ class Histogram:
         buckets = self.buckets
         buckets[bucket] = buckets.get(bucket, 0) + 1
         self.total += value
+
+    def record_all(self, values: Iterable[float]) -> None:
+        """Count each of `values`. Many are the same: no wait at all, or a common number of tokens."""
+        buckets = self.buckets
+        for value, times in Counter(values).items():
+            bucket = ceil(log(value) * _INVERSE_LOG) if value > _SMALLEST else _LOWEST
+            buckets[bucket] = buckets.get(bucket, 0) + times
+            self.total += value * times
 
     def merge(self, other: Histogram) -> None:
         """Add all of `other`."""
@@ -141,8 +154,7 @@ class Series:
 
     def record(self, outcome: Outcome) -> None:
         """Count one try."""
-        # By their values, without the call that `value` is.
-        self.results[(outcome.kind or outcome.result)._value_] += 1
+        self.results[_result(outcome)] += 1
         self.wait_s.record(outcome.wait_s)
         self.total_s.record(outcome.total_s)
         if outcome.first_output_s is not None:
@@ -154,6 +166,23 @@ class Series:
             self.tokens_out.record(outcome.usage.output_tokens)
             if (per_token_s := outcome.per_token_s) is not None:
                 self.per_token_s.record(per_token_s)
+
+    def record_all(self, outcomes: Sequence[Outcome]) -> None:
+        """Count some tries: number by number, which for many takes less than one by one."""
+        if len(outcomes) < _MANY:
+            for outcome in outcomes:
+                self.record(outcome)
+            return
+        self.results.update(map(_result, outcomes))
+        self.wait_s.record_all([outcome.wait_s for outcome in outcomes])
+        self.total_s.record_all([outcome.total_s for outcome in outcomes])
+        self.first_output_s.record_all(_first_outputs(outcomes))
+        self.bytes_in += sum([outcome.bytes_in for outcome in outcomes])
+        self.bytes_out += sum([outcome.bytes_out for outcome in outcomes])
+        used = [outcome.usage for outcome in outcomes if outcome.usage is not None]
+        self.tokens_in.record_all([usage.input_tokens for usage in used])
+        self.tokens_out.record_all([usage.output_tokens for usage in used])
+        self.per_token_s.record_all([s for outcome in outcomes if (s := outcome.per_token_s) is not None])
 
     def merge(self, other: Series) -> None:
         """Add all of `other`."""
@@ -183,6 +212,15 @@ class Series:
             **{name: getattr(self, name).as_dict() for name in self._HISTOGRAMS},
             **{name: getattr(self, name) for name in self._SUMS},
         }
+
+
+def _result(outcome: Outcome) -> str:
+    """How a try ended, or failed: by its value, without the call that `value` is."""
+    return (outcome.kind or outcome.result)._value_
+
+
+def _first_outputs(outcomes: Iterable[Outcome]) -> list[float]:
+    return [outcome.first_output_s for outcome in outcomes if outcome.first_output_s is not None]
 
 
 _Rows: TypeAlias = defaultdict[tuple[str, str, str, str, str], Series]
@@ -244,6 +282,8 @@ class ResourceMetrics:
         self._past = _Window()
         self._ring = deque(_Window() for _ in range(WINDOWS))
         self._turn_at = self._clock.monotonic() + WINDOW_S
+        # Tries of the present minute that are in no series yet, as (method, instance, route, model, api, outcome).
+        self._waiting: list[tuple[str, str, str, str, str, Outcome]] = []
         self._watched: set[tuple[str, str]] = set()
         self._percentiles: dict[tuple[str, str, float, int], tuple[float, float | None]] = {}
 
@@ -255,17 +295,24 @@ class ResourceMetrics:
         self, method: str, instance_id: str, outcome: Outcome, *, route: str = "", model: str = "", api: str = ""
     ) -> None:
         """Count one try of `method` on `instance_id`; see `Labels`."""
-        if self._clock.monotonic() >= self._turn_at:
+        if len(self._waiting) >= _WAITING_MAX or self._clock.monotonic() >= self._turn_at:
             self._turn()
-        window = self._ring[-1]
-        # By its value, without the call that `value` is.
-        result = (outcome.kind or outcome.result)._value_
-        window.instances[instance_id][method, route, model, api, result].record(outcome)
-        if self._watched and (route, model) in self._watched and outcome.first_output_s is not None:
-            window.first_output_s[route, model].record(outcome.first_output_s)
+        self._waiting.append((method, instance_id, route, model, api, outcome))
+
+    def _fold(self) -> None:
+        """Add those that wait to their series: many at once take a fraction of the time that each would take alone."""
+        waiting, self._waiting, window = self._waiting, [], self._ring[-1]
+        alike: defaultdict[tuple[str, ...], list[Outcome]] = defaultdict(list)
+        for *labels, outcome in waiting:
+            alike[*labels, _result(outcome)].append(outcome)
+        for (method, instance_id, route, model, api, result), outcomes in alike.items():
+            window.instances[instance_id][method, route, model, api, result].record_all(outcomes)
+            if (route, model) in self._watched:
+                window.first_output_s[route, model].record_all(_first_outputs(outcomes))
 
     def forget(self, instance_id: str) -> None:
         """An instance is gone: fold its numbers into those of all that are gone, so that labels stay bounded."""
+        self._fold()
         for window in (self._past, *self._ring):
             rows = window.instances.pop(instance_id, None)
             if rows is not None:
@@ -335,10 +382,10 @@ class ResourceMetrics:
             percentile: From 0 to 100.
             min_samples: With fewer first outputs nothing can be said.
         """
-        self._turn()
         key, now = (route, model, percentile, min_samples), self._clock.monotonic()
         good_until, value = self._percentiles.get(key, (now, None))
         if good_until <= now:
+            self._turn()
             self._watch(route, model)
             merged = Histogram()
             for window in self._ring:
@@ -370,7 +417,8 @@ class ResourceMetrics:
                     yield Labels(method, name, *of), series
 
     def _turn(self) -> None:
-        """Begin a new window for each minute that has passed, and let the oldest ones go to the past."""
+        """Count what waits, begin a new window for each minute that has passed, and let the oldest go to the past."""
+        self._fold()
         late_s = self._clock.monotonic() - self._turn_at
         if late_s < 0:
             return

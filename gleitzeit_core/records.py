@@ -11,7 +11,7 @@ from gleitzeit_core.resources import Ownership
 from gleitzeit_core.strategies.base import View
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from random import Random
 
     from gleitzeit_core.breaker import CircuitBreaker
@@ -229,31 +229,31 @@ class Snapshot(View):
         journal = self._pool.journal
         if journal is not self._journal:
             # The first look, or so much has happened since the last that the journal was begun anew.
-            self._journal, self._read = journal, len(journal)
-            for record in self.candidates:
-                self._place(record)
-        elif len(journal) != self._read:
-            changed, self._read = journal[self._read :], len(journal)
-            for record in changed:
-                if record in self._places:
-                    self._place(record)
-
-    def _place(self, record: Record) -> None:
-        place = self._places[record]
-        load = record.load if record.room > 0 else None
-        if place is not None:
-            if place[0] == load:
-                return
-            group = self._groups[place[0]]
-            last = group.pop()
-            if last is not record:
-                group[place[1]] = last
-                self._places[last] = place
-            if not group:
-                del self._groups[place[0]]
-        if load is None:
-            self._places[record] = None
+            changed: Sequence[Record] = self.candidates
+        elif len(journal) == self._read:
+            return
         else:
-            group = self._groups.setdefault(load, [])
-            self._places[record] = (load, len(group))
-            group.append(record)
+            changed = journal[self._read :]
+        self._journal, self._read = journal, len(journal)
+        groups, places = self._groups, self._places
+        for record in changed:
+            if record not in places:
+                continue
+            place, load = places[record], record.load if record.room > 0 else None
+            if place is not None:
+                if place[0] == load:
+                    continue
+                # The last of its group takes its place there.
+                group = groups[place[0]]
+                last = group.pop()
+                if last is not record:
+                    group[place[1]] = last
+                    places[last] = place
+                if not group:
+                    del groups[place[0]]
+            if load is None:
+                places[record] = None
+            else:
+                group = groups.setdefault(load, [])
+                places[record] = (load, len(group))
+                group.append(record)

@@ -187,9 +187,8 @@ class Outcome(NamedTuple):
         return (self.total_s - first) / (tokens - 1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Served:
-    """Who served a request, for callers, headers and logs.
+class Served(NamedTuple):
+    """Who served a request, for callers, headers and logs. A tuple: made for every answer.
 
     Args:
         instance_id: The instance that answered.

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import ssl
@@ -66,10 +67,7 @@ class HttpChannel:
     headers: Mapping[str, str] = field(default_factory=empty, repr=False)
     tls: ssl.SSLContext | None = field(default=None, repr=False)
 
-    @property
-    def kind(self) -> ChannelKind:
-        """Always ``http``."""
-        return ChannelKind.HTTP
+    kind: ClassVar[ChannelKind] = ChannelKind.HTTP
 
 
 @runtime_checkable
@@ -113,8 +111,7 @@ class CallChannel(Protocol):
 Channel = HttpChannel | StreamChannel | CallChannel
 
 
-@dataclass(frozen=True, slots=True)
-class Speaks:
+class Speaks(NamedTuple):
     """An (api, channel) pair: what an instance offers, and what a provider can drive.
 
     Args:
@@ -208,8 +205,12 @@ def instance_id(kind: str, endpoint: str) -> str:
     return f"{kind}-{label}-{digest}"
 
 
+class _WorkedOut:
+    """Keeps what is worked out once, which is in no copy: hashes are others in another process."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Requirements:
+class Requirements(_WorkedOut):
     """What a request needs of an instance. Hashable: instances are looked up by it.
 
     Args:
@@ -228,7 +229,15 @@ class Requirements:
     tenant: str = ""
     kind: str = ""
 
-    @property
+    def __hash__(self) -> int:
+        """Asked for every request, of the same few."""
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.accepts, self.capabilities, self.tags, self.instances, self.tenant, self.kind))
+
+    @cached_property
     def model(self) -> str:
         """The model among `capabilities`, without its prefix; empty when none is asked for."""
         return next((name.removeprefix(MODEL) for name in self.capabilities if name.startswith(MODEL)), "")

@@ -145,7 +145,8 @@ class Run(Ticket):
     def __init__(
         self, request: Request, route: Route, arrived_at: float, deadline: float | None = None, *, method: Method
     ) -> None:
-        super().__init__(request, route, arrived_at, deadline)
+        # All of a ticket's, without another call.
+        self.request, self.route, self.arrived_at, self.deadline = request, route, arrived_at, deadline
         self.method = method
 
     @property
@@ -158,6 +159,11 @@ class Run(Ticket):
             position=self.position,
             expected_wait_s=self.expected_wait_s,
         )
+
+    @property
+    def in_block(self) -> bool:
+        """Whether it is in its block."""
+        return self._task is not None
 
     def take_over(self, other: Run) -> None:
         """What has happened to `other`, on its way for the same request, counts as having happened to this."""
@@ -235,7 +241,6 @@ class Stream:
     ) -> None:
         self._parts, self._run, self._spawn = cast("AsyncGeneratorType[Any, None]", parts), run, spawn
         self._ending: asyncio.Task[None] | None = None
-        self._reading = False
         # A stream that is dropped must go, and its work with it: the request, which others hold, does not hold it.
         run.on_end = partial(_end_unread, ref(self))
 
@@ -258,17 +263,20 @@ class Stream:
         if self._ending is not None and self._run.ending is not None:
             raise self._run.ending
         attempt = self._run.direct
-        return self._parts.__anext__() if attempt is None else self._next(attempt)
+        if attempt is None or attempt.source is None:
+            return self._parts.__anext__()
+        return self._next(attempt, attempt.source)
 
-    async def _next(self, attempt: Try) -> Any:  # noqa: ANN401 - what a method answers is its own
+    async def _next(self, attempt: Try, source: AsyncIterator[Any]) -> Any:  # noqa: ANN401 - as above
         """The next part, without a step through each generator: these only have to know how it ends."""
-        self._reading = True
         try:
-            return await attempt.next_part()
+            with self._run:
+                part = await source.__anext__()
+            attempt.came(part)
         except BaseException as error:  # noqa: BLE001 - raised below, by the generators
             attempt.put_off = error
-        finally:
-            self._reading = False
+        else:
+            return part
         return await self._parts.__anext__()
 
     async def __aenter__(self) -> Self:
@@ -298,7 +306,7 @@ class Stream:
 
     @property
     def _is_read(self) -> bool:
-        return self._reading or self._parts.ag_running
+        return self._run.in_block or self._parts.ag_running
 
 
 def _end_unread(stream: ref[Stream]) -> None:

@@ -35,7 +35,7 @@ class Try:
     """
 
     __slots__ = (
-        *("_bytes_out", "_last", "_metrics", "_provider", "_run", "_shell", "_source", "_usage", "put_off", "slot"),
+        *("_bytes_out", "_last", "_metrics", "_provider", "_run", "_shell", "_usage", "put_off", "slot", "source"),
     )
 
     def __init__(self, provider: Executor, run: Run, slot: Slot, *, shell: Shell, metrics: ResourceMetrics) -> None:
@@ -43,9 +43,10 @@ class Try:
         self._shell, self._metrics = shell, metrics
         self._usage: Usage | None = None
         self._bytes_out = 0
-        self._source: AsyncIterator[Any] | None = None
+        self.source: AsyncIterator[Any] | None = None
+        """The parts as the provider gives them, for a reader who has had the first: past the generators between."""
         self.put_off: BaseException | None = None
-        """What `next_part` has raised past `parts`, which is to raise it in turn."""
+        """What such a reader met, which `parts` is to raise in turn."""
         self._last: Any = None
 
     def whole(self) -> Awaitable[Any]:
@@ -77,42 +78,33 @@ class Try:
         with self:
             try:
                 api, channel = self._reach()
-                self._source = self._provider.stream_on(slot.instance, api, channel, run.request)
+                self.source = source = self._provider.stream_on(slot.instance, api, channel, run.request)
                 while True:
-                    try:
-                        part = await self.next_part()
-                    except StopAsyncIteration:
-                        return
+                    with run:
+                        part = await source.__anext__()
+                    self.came(part)
                     run.direct = self
                     yield part
+                    if self.put_off is not None:
+                        raise self.put_off
+            except StopAsyncIteration:
+                return
             finally:
-                run.direct = None
+                run.direct = self.put_off = None
                 # An iterator need not have it; a generator does.
-                aclose = getattr(self._source, "aclose", None)
+                aclose = getattr(self.source, "aclose", None)
                 if aclose is not None:
                     await aclose()
 
-    async def next_part(self) -> Any:  # noqa: ANN401 - what a method answers is its own
-        """The next part from the provider; also for a reader who has had the first, past the generators between.
-
-        Raises:
-            StopAsyncIteration: There is none.
-        """
-        if self.put_off is not None:
-            error, self.put_off = self.put_off, None
-            raise error
-        run, slot, source = self._run, self.slot, self._source
-        if source is None:
-            raise StopAsyncIteration
-        with run:
-            part = await source.__anext__()
+    def came(self, part: Any) -> None:  # noqa: ANN401 - what a method answers is its own
+        """A part has come."""
+        run, slot = self._run, self.slot
         # An iterator may say so by an attribute of that name.
-        run.at_end = getattr(source, "at_end", False)
+        run.at_end = getattr(self.source, "at_end", False)
         self._note(part)
         if not slot.progressed:
             run.first_output_s = self._shell.clock.monotonic() - slot.taken_at
             self._shell.admission.progress(slot)
-        return part
 
     def _reach(self) -> tuple[str, Channel]:
         instance = self.slot.instance
@@ -139,6 +131,9 @@ class Try:
         """There is nothing to do: the slot is taken already."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            self._release(None)
+            return
         name = self.slot.instance.id
         if isinstance(error, InstanceFailure):
             error.instance_id = name
@@ -151,34 +146,36 @@ class Try:
 
     def _release(self, failure: BaseException | None) -> None:
         run, slot, admission = self._run, self.slot, self._shell.admission
-        request, name, needs = run.request, slot.instance.id, run.request.requirements
-        total_s = self._shell.clock.monotonic() - slot.taken_at
+        request, name = run.request, slot.instance.id
+        needs, body, total_s = request.requirements, request.body, self._shell.clock.monotonic() - slot.taken_at
+        result, kind, retry_after_s, first_s = _OK, None, None, run.first_output_s
         if failure is None:
-            result, kind, retry_after_s = _OK, None, None
-            if run.first_output_s is None:
-                run.first_output_s = total_s
-        elif self._has_all(failure):
-            result, kind, retry_after_s = _OK, None, None
-        else:
+            if first_s is None:
+                run.first_output_s = first_s = total_s
+        elif not self._has_all(failure):
             result, kind = self._judged(failure)
             retry_after_s = failure.retry_after_s if isinstance(failure, InstanceFailure) else None
-        times = run.wait_s, run.first_output_s, total_s, retry_after_s
-        bytes_in = len(request.body) if slot.used and request.body is not None else 0
-        run.outcome = outcome = Outcome(result, kind, *times, self._usage, bytes_in, self._bytes_out, needs.tenant)
+        bytes_in = len(body) if slot.used and body is not None else 0
+        run.outcome = outcome = Outcome(
+            *(result, kind, run.wait_s, first_s, total_s, retry_after_s, self._usage, bytes_in, self._bytes_out),
+            needs.tenant,
+        )
         name = name if name in admission.pool.records else self._metrics.GONE
         model = needs.model if needs.capabilities else ""
-        route, api = run.route.name, request.dialect
-        self._metrics.record(request.method, name, outcome, route=route, model=model, api=api)
-        lingering = None
-        if failure is not None and not isinstance(failure, InstanceFailure):
-            lingering = self._told(self._provider.lingering, slot.instance, request)
-        if asyncio.isfuture(lingering):
-            # Not before that is done has the work stopped.
-            lingering.add_done_callback(lambda _: admission.release(run, slot, outcome))
-        else:
-            if lingering is not None:
-                logger.error("%r: what lingers is no future, but %r", self._provider, lingering)
+        self._metrics.record(request.method, name, outcome, route=run.route.name, model=model, api=request.dialect)
+        if failure is None or isinstance(failure, InstanceFailure) or not self._lingers(outcome):
             admission.release(run, slot, outcome)
+
+    def _lingers(self, outcome: Outcome) -> bool:
+        """Whether some of the work goes on although its caller has left. The slot is freed when that has stopped."""
+        run, slot, admission = self._run, self.slot, self._shell.admission
+        lingering = self._told(self._provider.lingering, slot.instance, run.request)
+        if asyncio.isfuture(lingering):
+            lingering.add_done_callback(lambda _: admission.release(run, slot, outcome))
+            return True
+        if lingering is not None:
+            logger.error("%r: what lingers is no future, but %r", self._provider, lingering)
+        return False
 
     def _has_all(self, failure: BaseException) -> bool:
         """Whether its caller has left with all of the answer."""

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gleitzeit_core.metrics import WINDOW_S, WINDOWS, Labels, ResourceMetrics
+from gleitzeit_core.errors import FailureKind
+from gleitzeit_core.metrics import WINDOW_S, WINDOWS, Labels, ResourceMetrics, Series
 from gleitzeit_core.requests import Outcome, Result, Usage
 from gleitzeit_core.testing.clock import ManualClock
 
@@ -147,6 +148,27 @@ def test_nothing_is_lost_or_counted_twice(tries: list[tuple[str, str, str, str, 
     assert metrics.sum().total_s.total == pytest.approx(sum(total_s for *_, total_s, _ in tries))
     recent = sum(1 for window, _ in counted if window > present - WINDOWS)
     assert metrics.sum(recent=True).total_s.count == recent
+
+
+def test_what_is_counted_in_bulk_is_what_each_try_would_have_been(metrics: ResourceMetrics) -> None:
+    """Thousands that nobody reads wait a few at a time; then each has its place, by result and by value."""
+    alone: dict[str, Series] = {"ok": Series(), "lost": Series()}
+    for number in range(2500):
+        failed, usage = number % 7 == 0, Usage(input_tokens=number % 5, output_tokens=3)
+        kind, first_s = (FailureKind.LOST, None) if failed else (None, 0.001 * number)
+        outcome = Outcome(
+            result=Result.FAILED if failed else Result.OK,
+            kind=kind,
+            first_output_s=first_s,
+            total_s=0.01 * number,
+            usage=None if failed else usage,
+            bytes_in=number,
+        )
+        metrics.record("m", "a", outcome, route="r")
+        alone["lost" if failed else "ok"].record(outcome)
+        assert len(metrics._waiting) < 300
+    found = {labels.result: series.as_dict() for labels, series in metrics}
+    assert found == {result: series.as_dict() for result, series in alone.items()}
 
 
 # -- instances that are gone ---------------------------------------------------------------------------------------

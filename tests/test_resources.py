@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 
 from gleitzeit_core.resources import ChannelKind, HttpChannel, Requirements, Speaks, instance_id
@@ -68,6 +71,17 @@ def test_requirements_are_all_met_or_not(needs: dict[str, object], allowed: bool
     """Each by itself can rule an instance out."""
     instance = make_instance("a", capabilities=frozenset({"x"}), tags=frozenset({"gpu"}), details={"tenant": "me"})
     assert Requirements(**{"accepts": (ECHO,), **needs}).allow(instance) is allowed  # type: ignore[arg-type]
+
+
+def test_equal_requirements_find_the_same_thing_and_copies_keep_no_hash() -> None:
+    """What is worked out once is kept for that object alone: another process has other hashes of the same texts."""
+    one, other = (Requirements(accepts=(HTTP,), capabilities=frozenset({"model:a", "gpu"})) for _ in range(2))
+    found = {one: "it"}
+    assert (found[other], one.model, hash(one)) == ("it", "a", hash(other))
+    for made in (copy.copy(one), pickle.loads(pickle.dumps(one)), one.narrowed(tags=frozenset({"near"}))):  # noqa: S301 - our own
+        assert not vars(made)
+        assert (made == one) is not bool(made.tags)
+        assert made.model == "a"
 
 
 def test_requirements_can_be_narrowed_and_described() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from gleitzeit_gateway.line_handler import LineHandler
@@ -27,25 +28,30 @@ def write(call: Call, status: int, total_s: float) -> None:
     """
     if not (call.options.access_log and logger.isEnabledFor(logging.INFO)):
         return
-    where = f"{printable(call.request.method)} {printable(call.request.path)}"
+    where = _where(call.request.method, call.request.path)
     text = f"{call.id} {where} {status} {total_s * 1000:.1f}ms{_facts(call)}"
     handler = LineHandler.alone_at(logger)
-    if handler is not None:
-        handler.line(text)
-    else:
+    if handler is None:
         logger.info("%s", text)
+    else:
+        handler.line(text)
+
+
+@lru_cache(256)
+def _where(method: str, path: str) -> str:
+    return f"{printable(method)} {printable(path)}"
 
 
 def _facts(call: Call) -> str:
+    served, instance = call.served, ""
+    if served is not None:
+        instance = f" instance={served.instance_id} queued={served.queued_s * 1000:.0f}ms tries={served.tries}"
+    elif call.failed_on:
+        instance = f" instance={call.failed_on}"
     model = f" model={printable(call.model)}" if call.model else ""
     key = f" key={printable(call.tenant)}" if call.tenant else ""
     error = f" error={call.error}" if call.error else ""
-    served = call.served
-    if served is None:
-        instance = f" instance={call.failed_on}" if call.failed_on else ""
-        return model + instance + key + error
-    ms, tries = served.queued_s * 1000, served.tries
-    return f"{model} instance={served.instance_id} queued={ms:.0f}ms tries={tries}{key}{error}"
+    return f"{model}{instance}{key}{error}"
 
 
 def printable(text: str) -> str:

@@ -17,8 +17,13 @@ if TYPE_CHECKING:
 _FIRST_LINES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
 _WITHOUT_BODY: Final = (204, 304)
 _LAST_CHUNK: Final = b"0\r\n\r\n"
-_KEPT: Final = "Connection: keep-alive\r\n"
-_CLOSED: Final = "Connection: close\r\n"
+# By whether the caller speaks the older version, which closes unless told otherwise, and whether it is kept.
+_CONNECTION: Final = {
+    (False, True): "",
+    (False, False): "Connection: close\r\n",
+    (True, True): "Connection: keep-alive\r\n",
+    (True, False): "",
+}
 
 
 class Whole:
@@ -55,19 +60,17 @@ class Whole:
         """Close the connection after it."""
         self._closes = True
 
-    async def send_to(self, request: Request) -> bool:
-        """Send it; whether the connection can be kept.
+    def rest_for(self, request: Request) -> tuple[bytes, bool]:
+        """What is to be sent, all of it; and whether the connection can be kept.
 
         Raises:
-            ConnectionError: The caller has left.
             ValueError: A header cannot be sent.
         """
         keeps = request.keep_alive and not self._closes
         empty = self.status in _WITHOUT_BODY
         size = "" if empty else f"Content-Length: {len(self.body)}\r\n"
         top = head(request, self.status, self.headers, size, keeps=keeps)
-        await request.send(top if empty or request.method == "HEAD" else top + self.body)
-        return keeps
+        return top if empty or request.method == "HEAD" else top + self.body, keeps
 
 
 class InParts:
@@ -113,10 +116,20 @@ class InParts:
             ConnectionError: The caller has left.
         """
         top, self._unsent = self._unsent, b""
-        await self._carrier.send(top)
+        if self._carrier.put(top):
+            await self._carrier.drained()
 
-    async def write(self, data: bytes, *, last: bool = False) -> None:
+    async def write(self, data: bytes) -> None:
         """Send a part; waits while the caller does not read.
+
+        Raises:
+            ConnectionError: The caller has left.
+        """
+        if self.put(data):
+            await self.drained()
+
+    def put(self, data: bytes, *, last: bool = False) -> bool:
+        """Send a part; whether the caller must be waited for, who does not read.
 
         Args:
             data: The part.
@@ -126,27 +139,27 @@ class InParts:
             ConnectionError: The caller has left.
         """
         if not data or self._mute:
-            return
+            return False
         framed = b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data
         if self._unsent:
-            framed, self._unsent = self._unsent + framed, b""
+            framed = self._unsent + framed
         if last:
             self._unsent = framed
-        elif self._carrier.put(framed):
-            await self._carrier.drained()
+            return False
+        self._unsent = b""
+        return self._carrier.put(framed)
 
-    async def send_to(self, request: Request) -> bool:
-        """Send its end; whether the connection can be kept.
+    async def drained(self) -> None:
+        """Wait until the caller has read."""
+        await self._carrier.drained()
 
-        Raises:
-            ConnectionError: The caller has left.
-        """
-        if not self._ended:
-            self._ended = True
-            rest, self._unsent = self._unsent + _LAST_CHUNK if self._chunked else self._unsent, b""
-            if rest:
-                await request.send(rest)
-        return self._keeps
+    def rest_for(self, request: Request) -> tuple[bytes, bool]:  # noqa: ARG002 - it was given that
+        """What is still to be sent, once; and whether the connection can be kept."""
+        if self._ended:
+            return b"", self._keeps
+        self._ended = True
+        rest, self._unsent = self._unsent + _LAST_CHUNK if self._chunked else self._unsent, b""
+        return rest, self._keeps
 
 
 Reply: TypeAlias = web.StreamResponse | Whole | InParts
@@ -160,11 +173,16 @@ async def send(request: Request, reply: Reply) -> bool:
         ConnectionError: The caller has left.
         ValueError: A header cannot be sent.
     """
-    if not isinstance(reply, web.StreamResponse):
-        return await reply.send_to(request)
-    await reply.prepare(cast("Any", request))
-    await reply.write_eof()
-    return bool(reply.keep_alive)
+    if isinstance(reply, web.StreamResponse):
+        await reply.prepare(cast("Any", request))
+        await reply.write_eof()
+        return bool(reply.keep_alive)
+    rest, keeps = reply.rest_for(request)
+    if rest:
+        request.begin()
+        if request.carrier.put(rest):
+            await request.carrier.drained()
+    return keeps
 
 
 def head(request: Request, status: int, headers: Mapping[str, str], framing: str, *, keeps: bool) -> bytes:
@@ -180,13 +198,12 @@ def head(request: Request, status: int, headers: Mapping[str, str], framing: str
     Raises:
         ValueError: A header cannot be sent.
     """
-    old = request.version < HttpVersion11
-    connection = (_KEPT if old else "") if keeps else ("" if old else _CLOSED)
-    own = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    own = "\r\n".join((*map(": ".join, headers.items()), ""))
     # Nothing that stands in a header may begin another one.
     if not own.count("\n") == own.count("\r") == len(headers) or "\0" in own:
         raise ValueError("a header of the answer has characters that cannot be sent")
     first = _FIRST_LINES.get(status) or f"HTTP/1.1 {status} Unknown\r\n"
+    connection = _CONNECTION[request.version < HttpVersion11, keeps]
     return f"{first}{own}{framing}{_date.line()}{connection}\r\n".encode("utf-8", "surrogateescape")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
@@ -28,7 +27,6 @@ logger = logging.getLogger(__name__)
 AFFINITY: Final = "X-Gleitzeit-Affinity"
 
 
-@dataclass(slots=True)
 class Call:
     """One HTTP request.
 
@@ -36,43 +34,53 @@ class Call:
         request: As it was sent.
         manager: What carries requests out.
         options: Of the gateway.
-        id: For logs and headers; the caller's own, where it sent one.
+        shown_id: For logs and headers; the caller's own, where it sent one.
         unique_id: For the request inside: what a caller chooses may have been used before, and by somebody else.
         ending: Set when the gateway begins to shut down; from then on it takes nothing new.
-        caller: Whose key was used, and what it may do.
-        tenant: The name of that key; empty for none.
-        priority: Of that key.
-        admin: Whether its caller may change the pool.
-        rest: What a path ending in ``*`` matched there.
         headers: Put on the answer, whatever it is.
-        model: For the access line; set by the endpoint when it knows.
-        served: Who served it; set by `note_served`.
-        error: The code of the error that was answered; for the access line.
-        failed_on: The instance that failed, when that was the error; for the access line.
-        begun: Whether an answer in parts has begun: no other can be sent any more.
-        broken_off: Whether an answer that had begun was cut.
-        held: Whether it counts as a running request of its key.
     """
 
-    request: Request
-    manager: ResourceManager
-    options: GatewayOptions
-    id: str
-    unique_id: str
-    ending: asyncio.Event = field(default_factory=asyncio.Event)
     caller: Caller = ANYBODY
+    """Whose key was used, and what it may do."""
     tenant: str = ""
+    """The name of that key; empty for none."""
     priority: int = 0
+    """Of that key."""
     admin: bool = False
+    """Whether its caller may change the pool."""
     rest: str = ""
-    headers: dict[str, str] = field(default_factory=dict)
+    """What a path ending in ``*`` matched there."""
     model: str = ""
+    """For the access line; set by the endpoint when it knows."""
     served: Served | None = None
+    """Who served it; set by `note_served`."""
     error: str = ""
+    """The code of the error that was answered; for the access line."""
     failed_on: str = ""
+    """The instance that failed, when that was the error; for the access line."""
     begun: bool = False
+    """Whether an answer in parts has begun: no other can be sent any more."""
     broken_off: bool = False
+    """Whether an answer that had begun was cut."""
     held: bool = False
+    """Whether it counts as a running request of its key."""
+
+    def __init__(
+        self,
+        request: Request,
+        manager: ResourceManager,
+        options: GatewayOptions,
+        shown_id: str,
+        unique_id: str,
+        ending: asyncio.Event,
+        headers: dict[str, str],
+    ) -> None:
+        self.request, self.manager, self.options = request, manager, options
+        self.id, self.unique_id, self.ending, self.headers = shown_id, unique_id, ending, headers
+
+    def __repr__(self) -> str:
+        """Its id and what was asked for."""
+        return f"<Call {self.id}, {self.request!r}>"
 
     # -- who asks ----------------------------------------------------------------------------------------------
 
@@ -82,11 +90,13 @@ class Call:
         Raises:
             LimitReached: The key has used what it may.
         """
+        limits = self.caller.limits
         try:
-            self.caller.limits.acquire()
+            limits.acquire()
             self.held = True
         finally:
-            self.headers.update(self.caller.limits.headers())
+            if limits.bounded:
+                self.headers.update(limits.headers())
 
     def let_go(self) -> None:
         """It has ended. More than once is fine."""
@@ -103,23 +113,28 @@ class Call:
             Refused: It is too large (413), or does not arrive in time (408).
             InvalidRequest: It is not encoded as its headers say.
         """
-        limit, limit_s = self.options.max_body_bytes, self.options.body_timeout_s
-        if (self.request.content_length or 0) > limit:
+        request, limit = self.request, self.options.max_body_bytes
+        if (request.content_length or 0) > limit:
             raise _too_large(limit)
+        body = request.content.take_whole()
+        if body is None:
+            body = await self._rest_of_body(limit)
+        elif len(body) > limit:
+            raise _too_large(limit)
+        return body
+
+    async def _rest_of_body(self, limit_bytes: int) -> bytes:
+        limit_s = self.options.body_timeout_s
         self.request.invite()
         try:
-            if self.request.content.complete:
-                body = await self.request.read(limit)  # It is there: nothing has to be waited for.
-            else:
-                async with asyncio.timeout(limit_s):
-                    body = await self.request.read(limit)
+            async with asyncio.timeout(limit_s):
+                return await self.request.read(limit_bytes)
         except web.HTTPRequestEntityTooLarge:
-            raise _too_large(limit) from None
+            raise _too_large(limit_bytes) from None
         except TimeoutError:
             raise Refused(408, f"the request did not arrive within {limit_s:g} s", "slow_request") from None
         except web.RequestPayloadError as error:
             raise InvalidRequest(f"the body is not encoded as its headers say: {error}") from None
-        return body
 
     async def parts(self) -> AsyncGenerator[bytes, None]:
         """The body as it comes, however large. While a part is not taken, its sender is held back.
@@ -184,17 +199,27 @@ class Call:
         if not isinstance(error, GleitzeitError):
             logger.error("request %s failed", self.id, exc_info=error)
 
-    async def begin(self, content_type: str, *, part_follows: bool = False) -> InParts:
-        """Send the head of an answer in parts. From now on an error can only be told inside it.
+    def in_parts(self, content_type: str) -> InParts:
+        """An answer in parts, whose head is sent with the first. From now on an error can only be told inside it.
 
         Args:
             content_type: Of the answer.
-            part_follows: Whether its first part is written next: then both leave together.
+
+        Raises:
+            ValueError: A header cannot be sent.
         """
         response = InParts(self.request, {**self.headers, "Content-Type": content_type})
         self.begun = True
-        if not part_follows:
-            await response.begin()
+        return response
+
+    async def begin(self, content_type: str) -> InParts:
+        """The same, with its head sent now.
+
+        Raises:
+            ConnectionError: The caller has left.
+        """
+        response = self.in_parts(content_type)
+        await response.begin()
         return response
 
     async def send(self, response: InParts, parts: AsyncIterator[bytes], in_band: Callable[[Exception], bytes]) -> None:
@@ -210,7 +235,8 @@ class Call:
         """
         try:
             async for part in parts:
-                await response.write(part, last=getattr(parts, "at_end", False))
+                if response.put(part, last=getattr(parts, "at_end", False)):
+                    await response.drained()
         except Exception as error:
             # Whatever it is, the caller must not take the answer for complete.
             if self.gone:

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import re
 import resource
 import socket
-from collections import OrderedDict
-from dataclasses import dataclass
-from enum import Enum
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from gleitzeit_gateway.errors import Refused, plain_error
+from gleitzeit_gateway.errors import Refused
+from gleitzeit_gateway.last_answer import last_answer
 
 if TYPE_CHECKING:
     from gleitzeit_gateway.options import GatewayOptions
@@ -30,16 +30,6 @@ _TAIL_BYTES: Final = 3
 _LINGER_S: Final = 1.0
 _MAX_LINGERING: Final = 128
 _FULL: Final = 503
-_REASONS: Final = {408: "Request Timeout", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}
-
-
-class _State(Enum):
-    IDLE = "idle"
-    HEAD = "head"
-    """A part of a head is there; or nothing yet, on a new connection."""
-    WORKING = "working"
-    OVER = "over"
-    """It is being closed; what still comes is thrown away."""
 
 
 @dataclass(eq=False, slots=True)
@@ -48,24 +38,38 @@ class Connection:
 
     Args:
         transport: Its transport.
-        state: What it does.
-        since_s: Since when, on the loop's clock.
+        waits: What it waits for, with others, since `since_s`; None while a request is at work, and when it is over.
+        since_s: On the loop's clock.
+        over: Whether it is being closed: what still comes is thrown away.
         head_bytes: How much of a head is there.
         head_lines: How many lines of it.
         tail: The last bytes of it.
     """
 
     transport: asyncio.Transport
-    state: _State
-    since_s: float
+    waits: _Waiting | None = None
+    since_s: float = 0.0
+    over: bool = False
     head_bytes: int = 0
     head_lines: int = 0
     tail: bytes = b""
 
+
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    """Connections that wait for the same.
+
+    Args:
+        limit_s: For so long at most.
+        connections: By how long they have waited, the longest first.
+    """
+
+    limit_s: float
+    connections: dict[Connection, None] = field(default_factory=dict)
+
     @property
-    def is_over(self) -> bool:
-        """Whether nothing that comes on it is of interest any more."""
-        return self.state is _State.OVER
+    def longest(self) -> Connection | None:
+        return next(iter(self.connections), None)
 
 
 class Connections:
@@ -76,24 +80,35 @@ class Connections:
     """
 
     def __init__(self, options: GatewayOptions) -> None:
-        self.options = options
         # A request needs a second socket, to the instance.
         self._room = max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._open = 0
         self._lingering = 0
-        # By how long they have been in that state, the longest first.
-        self._waiting: dict[_State, OrderedDict[Connection, None]] = {
-            s: OrderedDict() for s in (_State.IDLE, _State.HEAD)
-        }
+        # For another request; and for the rest of a head, or all of one on a new connection.
+        self._idle, self._heads = _Waiting(0.0), _Waiting(0.0)
+        self._loop: asyncio.AbstractEventLoop
         self._timer: asyncio.TimerHandle | None = None
+        self._look_s = math.inf
+        self.options = options
 
     def __repr__(self) -> str:
         """Counts."""
-        idle, heads = (len(self._waiting[state]) for state in (_State.IDLE, _State.HEAD))
+        idle, heads = len(self._idle.connections), len(self._heads.connections)
         return f"<Connections {self._open} open, {idle} idle, {heads} before the end of a head>"
+
+    @property
+    def options(self) -> GatewayOptions:
+        """Those in force."""
+        return self._options
+
+    @options.setter
+    def options(self, options: GatewayOptions) -> None:
+        self._options = options
+        self._idle.limit_s, self._heads.limit_s = options.idle_timeout_s, options.head_timeout_s
 
     def close(self) -> None:
         """Look after none of them any more."""
+        self._look_s = math.inf
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -102,39 +117,41 @@ class Connections:
 
     def opened(self, transport: asyncio.Transport) -> Connection:
         """A new one. Where there is no room for it, it is refused, and is over."""
-        if self._open >= min(self.options.max_connections, self._room):
+        self._loop = asyncio.get_running_loop()
+        if self._open >= min(self._options.max_connections, self._room):
             self._make_room()
-        connection = Connection(transport, _State.HEAD, asyncio.get_running_loop().time())
+        connection = Connection(transport)
         self._open += 1
-        if self._open > min(self.options.max_connections, self._room):
+        if self._open > min(self._options.max_connections, self._room):
             text = f"{self._open - 1} connections are open, and all of them are at work"
             self._refuse(connection, Refused(_FULL, text, "too_many_connections"))
             return connection
-        _bound_writing(transport, self.options.send_timeout_s)
-        self._wait(connection, _State.HEAD)
+        _bound_writing(transport, self._options.send_timeout_s)
+        self._wait(connection, self._heads)
         return connection
 
     def heard(self, connection: Connection, data: bytes) -> bool:
         """Bytes have come. Whether the server may have them: of a head only so many."""
-        if connection.state is _State.IDLE and self._is_usual(data):
-            self.began(connection)
-            return True
-        if connection.state is _State.IDLE:
-            self._wait(connection, _State.HEAD)
-        if connection.state is not _State.HEAD:
-            return connection.state is _State.WORKING
+        waits = connection.waits
+        if waits is None:
+            return not connection.over
+        if waits is self._idle:
+            if self._is_usual(data):
+                self.began(connection)
+                return True
+            self._wait(connection, self._heads)
         return self._heard_of_head(connection, data)
 
     def began(self, connection: Connection) -> None:
         """A request has begun."""
-        if not connection.is_over:
-            self._forget(connection)
-            connection.state = _State.WORKING
+        if connection.waits is not None:
+            del connection.waits.connections[connection]
+            connection.waits = None
 
     def ended(self, connection: Connection, *, kept: bool) -> None:
         """It has ended; the connection is `kept` for another, or is about to be closed."""
-        if kept and connection.state is _State.WORKING:
-            self._wait(connection, _State.IDLE)
+        if kept and connection.waits is None and not connection.over:
+            self._wait(connection, self._idle)
 
     def lost(self, connection: Connection) -> None:
         """It is closed."""
@@ -145,8 +162,8 @@ class Connections:
     def _is_usual(self, data: bytes) -> bool:
         """Whether it begins with a whole head that is within all limits, as nearly all that comes does."""
         end = data.find(b"\r\n\r\n")
-        within = 0 < end < self.options.max_head_bytes - 4 and data[0] not in b"\r\n"
-        return within and data.count(b"\n", 0, end) <= self.options.max_headers
+        within = 0 < end < self._options.max_head_bytes - 4 and data[0] not in b"\r\n"
+        return within and data.count(b"\n", 0, end) <= self._options.max_headers
 
     def _heard_of_head(self, connection: Connection, data: bytes) -> bool:
         if not connection.head_bytes:
@@ -155,7 +172,7 @@ class Connections:
         size = len(data) if found is None else found.end() - len(connection.tail)
         connection.head_bytes += size
         connection.head_lines += data.count(b"\n", 0, size)
-        most_bytes, most_headers = self.options.max_head_bytes, self.options.max_headers
+        most_bytes, most_headers = self._options.max_head_bytes, self._options.max_headers
         # Besides the headers there are the first line and the empty one.
         if connection.head_bytes > most_bytes or connection.head_lines > most_headers + 2:
             text = f"a request may have {most_headers} headers, and {most_bytes} bytes before its body"
@@ -167,24 +184,19 @@ class Connections:
             self.began(connection)
         return True
 
-    def _wait(self, connection: Connection, state: _State) -> None:
-        self._forget(connection)
-        connection.state, connection.since_s = state, asyncio.get_running_loop().time()
+    def _wait(self, connection: Connection, waits: _Waiting) -> None:
+        self.began(connection)
+        connection.waits, connection.since_s = waits, self._loop.time()
         connection.head_bytes, connection.head_lines, connection.tail = 0, 0, b""
-        self._waiting[state][connection] = None
-        ends_s = connection.since_s + self._limit_s(state)
-        if self._timer is None or ends_s < self._timer.when():
+        waits.connections[connection] = None
+        ends_s = connection.since_s + waits.limit_s
+        if ends_s < self._look_s:
             self._look_at(ends_s)
 
-    def _forget(self, connection: Connection) -> None:
-        if connection.state in self._waiting:
-            self._waiting[connection.state].pop(connection, None)
-
     def _make_room(self) -> None:
-        for state in (_State.IDLE, _State.HEAD):
-            if self._waiting[state]:
-                self._drop(next(iter(self._waiting[state])))
-                return
+        longest = self._idle.longest or self._heads.longest
+        if longest is not None:
+            self._drop(longest)
 
     def _drop(self, connection: Connection) -> None:
         """Close one that has nothing to lose."""
@@ -192,9 +204,9 @@ class Connections:
         connection.transport.abort()
 
     def _end(self, connection: Connection) -> None:
-        self._forget(connection)
-        self._open -= not connection.is_over
-        connection.state = _State.OVER
+        self.began(connection)
+        self._open -= not connection.over
+        connection.over = True
 
     def _refuse(self, connection: Connection, error: Refused) -> None:
         """Answer on a connection on which no request has begun, and close it."""
@@ -203,12 +215,12 @@ class Connections:
         if self._lingering >= _MAX_LINGERING:
             transport.abort()
             return
-        transport.write(_bare_answer(error))
+        transport.write(last_answer(error))
         with contextlib.suppress(OSError):  # It may be gone already.
             if transport.can_write_eof():
                 transport.write_eof()
         self._lingering += 1
-        asyncio.get_running_loop().call_later(_LINGER_S, self._part, transport)
+        self._loop.call_later(_LINGER_S, self._part, transport)
 
     def _part(self, transport: asyncio.Transport) -> None:
         self._lingering -= 1
@@ -219,28 +231,25 @@ class Connections:
     def _look_at(self, when_s: float) -> None:
         """Look then, and not when it was meant to be, whether somebody has waited too long."""
         self.close()
-        self._timer = asyncio.get_running_loop().call_at(when_s, self._look)
+        self._look_s = when_s
+        self._timer = self._loop.call_at(when_s, self._look)
 
     def _look(self) -> None:
-        self._timer = None
-        now_s = asyncio.get_running_loop().time()
-        for state, waiting in self._waiting.items():
-            limit_s = self._limit_s(state)
-            while waiting and next(iter(waiting)).since_s + limit_s <= now_s:
-                self._give_up(next(iter(waiting)))
-        oldest = [(state, next(iter(waiting))) for state, waiting in self._waiting.items() if waiting]
+        self.close()
+        now_s = self._loop.time()
+        for waits in (self._idle, self._heads):
+            while (one := waits.longest) is not None and one.since_s + waits.limit_s <= now_s:
+                self._give_up(one)
+        oldest = [one.since_s + waits.limit_s for waits in (self._idle, self._heads) if (one := waits.longest)]
         if oldest:
-            self._look_at(min(connection.since_s + self._limit_s(state) for state, connection in oldest))
+            self._look_at(min(oldest))
 
     def _give_up(self, connection: Connection) -> None:
         if connection.head_bytes:
-            text = f"the head of the request did not arrive within {self.options.head_timeout_s:g} s"
+            text = f"the head of the request did not arrive within {self._options.head_timeout_s:g} s"
             self._refuse(connection, Refused(408, text, "slow_request"))
         else:
             self._drop(connection)
-
-    def _limit_s(self, state: _State) -> float:
-        return self.options.idle_timeout_s if state is _State.IDLE else self.options.head_timeout_s
 
 
 def _bound_writing(transport: asyncio.Transport, limit_s: float) -> None:
@@ -248,17 +257,3 @@ def _bound_writing(transport: asyncio.Transport, limit_s: float) -> None:
     sock = transport.get_extra_info("socket")
     if sock is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, round(limit_s * 1000)))
-
-
-def _bare_answer(error: Refused) -> bytes:
-    """An answer to what has not become a request; so in no API's envelope but our own."""
-    answer = plain_error(error)
-    body = answer.body if isinstance(answer.body, bytes) else b""
-    headers = {**answer.headers, "Content-Length": str(len(body)), "Connection": "close"}
-    if error.status == _FULL:
-        headers["Retry-After"] = "1"
-    lines = [
-        f"HTTP/1.1 {error.status} {_REASONS[error.status]}",
-        *(f"{name}: {value}" for name, value in headers.items()),
-    ]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -48,13 +48,13 @@ class Endpoint:
     admin: bool = False
     holds: bool = False
 
-    @property
-    def limited(self) -> bool:
-        """Whether a request to it counts against the limits of a key before its handler is called."""
-        return not (self.holds or self.public or self.admin or self.method in _LOOKING)
+    limited: bool = field(init=False)
+    """Whether a request to it counts against the limits of a key before its handler is called."""
 
     def __post_init__(self) -> None:
         """Refuse what could never be found."""
+        limited = not (self.holds or self.public or self.admin or self.method in _LOOKING)
+        object.__setattr__(self, "limited", limited)
         if not self.path.startswith("/"):
             raise ValueError(f"a path begins with a slash, unlike {self.path!r}")
         if not self.method.isupper():

@@ -187,7 +187,11 @@ class Connection(asyncio.Protocol):
             while request := await self._next():
                 self.answering = True
                 guard.began(self._guarded)
-                kept = await self._server.answer(request) and request.keep_alive and request.content.complete
+                try:
+                    kept = await self._server.handler(request) and request.keep_alive and request.content.complete
+                except Exception as error:  # noqa: BLE001 - it is logged
+                    self._server.failed(request, error)
+                    kept = False
                 self.answering = False
                 if self._server.closing or not kept:
                     self._end(lingers=not request.content.complete)
@@ -233,17 +237,12 @@ class Connection(asyncio.Protocol):
             self._reading = True
             transport.resume_reading()
 
-    async def send(self, data: bytes) -> None:
-        """Send `data`; waits while the caller does not read.
+    def put(self, data: bytes) -> bool:
+        """Send `data`; whether the caller must be waited for, who does not read.
 
         Raises:
             ConnectionError: The caller has left.
         """
-        if self.put(data):
-            await self.drained()
-
-    def put(self, data: bytes) -> bool:
-        """The same without waiting; whether the caller must be waited for."""
         transport = self.transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the caller has left")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from multidict import CIMultiDict
 
+from gleitzeit_gateway.http_head import Head, Written
 from gleitzeit_gateway.http_request import Request
 
 if TYPE_CHECKING:
@@ -55,17 +56,20 @@ class RequestReader:
     """
 
     __slots__ = (
-        *("_carrier", "_events", "_field_bytes", "_field_count", "_fields", "_parser", "_problem", "_resuming"),
-        *("_silent_bytes", "_target", "begun", "current", "over", "requests"),
+        *("_carrier", "_field_bytes", "_fields", "_left_bytes", "_parser", "_problem", "_resuming"),
+        *("_silent_bytes", "_target", "_written", "begun", "current", "over", "requests"),
     )
 
     def __init__(self, carrier: Carrier) -> None:
         self._carrier = carrier
         self._fields: list[tuple[bytes, bytes]] = []
-        self._field_bytes = self._field_count = self._silent_bytes = self._events = 0
+        self._field_bytes = self._silent_bytes = 0
         self._target = b""
         self._resuming = False
         self._problem: BadRequest | None = None
+        # The last head, and how much is to come of the body of one that was the same: the parser sees neither.
+        self._written: Written | None = None
+        self._left_bytes = 0
         self.requests: list[Request] = []
         self.current: Request | None = None
         self.begun = self.over = False
@@ -82,24 +86,66 @@ class RequestReader:
             BadRequest: They are no HTTP, or exceed a limit. Requests that were whole before are among `requests`.
         """
         while data and not self.over:
-            before, left = self._events, b""
-            try:
-                self._parser.feed_data(data)
-            except HttpParserUpgrade as offer:
-                # It is answered in this protocol all the same, and so is what follows.
-                left = data[offer.args[0] :]
-                self._decline(self.current)
-            except HttpParserError as error:
-                if self.over and self.current is None:
-                    return
-                self._problem = self._problem or BadRequest(_BAD_REQUEST, str(error) or "it is no HTTP")
-            self._silent_bytes = 0 if self._events != before else self._silent_bytes + len(data)
-            if self._silent_bytes > MAX_FIELD_BYTES:
-                self._problem = self._problem or BadRequest(_TOO_MANY, f"a line has more than {MAX_FIELD_BYTES} bytes")
-            if self._problem is not None:
-                self.over = True
-                raise self._problem
-            data = left
+            if self.current is None and not self.begun:
+                data = self._begin(data)
+            elif self._left_bytes:
+                data = self._feed_body(data)
+            else:
+                data = self._parse(data)
+
+    def _begin(self, data: bytes) -> bytes:
+        """Bytes from the first of a request on; what is left of them."""
+        if self._written is not None:
+            length, at = self._written.again(data)
+            if at:
+                self._begun(Request(self._carrier, self._written.head, length))
+                self._left_bytes = int(length or 0)
+                return self._feed_body(data[at:])
+        before = len(self.requests)
+        left = self._parse(data)
+        if len(self.requests) > before:
+            self._written = _written(self.requests[before], data)
+        return left
+
+    def _begun(self, request: Request) -> None:
+        self.current = request
+        self.requests.append(request)
+
+    def _feed_body(self, data: bytes) -> bytes:
+        """Bytes of a body whose head was not read again; what follows it."""
+        left, rest = self._left_bytes, b""
+        if len(data) > left:
+            data, rest = data[:left], data[left:]
+        if self.current is not None:
+            self._left_bytes = left = left - len(data)
+            if data:
+                self.current.content.feed(data)
+            if not left:
+                self.current.content.end()
+                self.current = None
+        return rest
+
+    def _parse(self, data: bytes) -> bytes:
+        """Bytes for the parser; what is left of them."""
+        # Whatever the parser finds in them sets it back.
+        self._silent_bytes += len(data)
+        left = b""
+        try:
+            self._parser.feed_data(data)
+        except HttpParserUpgrade as offer:
+            # It is answered in this protocol all the same, and so is what follows.
+            left = data[offer.args[0] :]
+            self._decline(self.current)
+        except HttpParserError as error:
+            if self.over and self.current is None:
+                return b""
+            self._problem = self._problem or BadRequest(_BAD_REQUEST, str(error) or "it is no HTTP")
+        if self._silent_bytes > MAX_FIELD_BYTES:
+            self._problem = self._problem or BadRequest(_TOO_MANY, f"a line has more than {MAX_FIELD_BYTES} bytes")
+        if self._problem is not None:
+            self.over = True
+            raise self._problem
+        return left
 
     def _decline(self, request: Request | None) -> None:
         """Go on in this protocol. The parser takes the body for another one: a new parser is told what it is."""
@@ -126,9 +172,9 @@ class RequestReader:
         """A request begins."""
         if self._resuming:
             return
-        self._events += 1
+        self._silent_bytes = 0
         self._fields = []
-        self._field_bytes = self._field_count = 0
+        self._field_bytes = 0
         self._target = b""
         self.begun = True
 
@@ -136,7 +182,7 @@ class RequestReader:
         """A piece of the target."""
         if self._resuming:
             return
-        self._events += 1
+        self._silent_bytes = 0
         self._target += data
         if len(self._target) > MAX_FIELD_BYTES:
             self._problem = BadRequest(_TOO_LONG, f"the address has more than {MAX_FIELD_BYTES} bytes")
@@ -145,24 +191,23 @@ class RequestReader:
         """A field of the head, or one after the last chunk, which only counts."""
         if self._resuming:
             return
-        self._events += 1
+        self._silent_bytes = 0
         size = len(name) + len(value)
         self._field_bytes += size
-        self._field_count += 1
         if size > MAX_FIELD_BYTES:
             self._problem = BadRequest(_TOO_MANY, f"a header has more than {MAX_FIELD_BYTES} bytes")
         elif self._field_bytes > MAX_HEAD_BYTES:
             self._problem = BadRequest(_TOO_MANY, f"the headers have more than {MAX_HEAD_BYTES} bytes")
-        elif self._field_count > MAX_FIELDS:
+        elif len(self._fields) >= MAX_FIELDS:
             self._problem = BadRequest(_TOO_MANY, f"there are more than {MAX_FIELDS} headers")
-        elif self.current is None:
+        else:
             self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
         """The head is there."""
         if self._resuming:
             return
-        self._events += 1
+        self._silent_bytes = 0
         self.begun = False
         if self._problem is not None:
             return
@@ -181,28 +226,26 @@ class RequestReader:
         if len(headers.getall("Host", ())) > 1:
             self._problem = BadRequest(_BAD_REQUEST, "there is more than one Host header")
             return
-        target = _text(self._target)
         try:
-            made = Request(self._carrier, method, target, version, headers, keep_alive=keep_alive)
+            head = Head(method, _text(self._target), version, headers, keep_alive=keep_alive)
         except ValueError:
             self._problem = BadRequest(_BAD_REQUEST, "the address is none")
             return
-        self.current = made
-        self.requests.append(made)
+        self._begun(Request(self._carrier, head, headers.get("Content-Length")))
 
     def on_chunk_header(self) -> None:
         """The line before a chunk."""
-        self._events += 1
+        self._silent_bytes = 0
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body."""
-        self._events += 1
+        self._silent_bytes = 0
         if self.current is not None:
             self.current.content.feed(data)
 
     def on_message_complete(self) -> None:
         """All of it is there."""
-        self._events += 1
+        self._silent_bytes = 0
         if self.current is not None and self._parser.should_upgrade() and _has_body(self.current):
             return  # What it takes for another protocol is the body.
         current, self.current = self.current, None
@@ -216,6 +259,17 @@ class RequestReader:
 def _has_body(request: Request) -> bool:
     """Whether its head says so. What follows the one of CONNECT is none, whatever is said."""
     return request.method != "CONNECT" and (bool(request.content_length) or "Transfer-Encoding" in request.headers)
+
+
+def _written(request: Request, data: bytes) -> Written | None:
+    """The head of `request` as it came at the beginning of `data`, where the next one like it need not be read."""
+    headers, end = request.headers, data.find(b"\r\n\r\n") + 4
+    usual = request.keep_alive and "Transfer-Encoding" not in headers and "Upgrade" not in headers
+    # One line for each field, the first and the empty one: nobody can see another end of it.
+    if not usual or data.count(b"\n", 0, end) != len(headers) + 2:
+        return None
+    written = Written(request.head, data[:end])
+    return written if written.again(data) == (headers.get("Content-Length"), end) else None
 
 
 def _text(value: bytes) -> str:

@@ -7,25 +7,24 @@ it.
 from __future__ import annotations
 
 import asyncio
-import re
 import zlib
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
-from aiohttp import HttpVersion, HttpVersion10, HttpVersion11, web
+from aiohttp import web
 from aiohttp.http_writer import StreamWriter
-from yarl import URL
 
 if TYPE_CHECKING:
+    from aiohttp import HttpVersion
     from aiohttp.base_protocol import BaseProtocol
-    from multidict import CIMultiDict, MultiDictProxy
+    from multidict import MultiDictProxy
+    from yarl import URL
 
-_VERSIONS: Final = {"1.1": HttpVersion11, "1.0": HttpVersion10}
-_SIMPLE_PATH: Final = re.compile(r"/[\w/.~:@!$&'()*+,;=-]*", re.ASCII)
+    from gleitzeit_gateway.http_head import Head
+
 _INFLATED_BYTES: Final = 256 * 1024
 _DEFLATE: Final = 8
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-_DEFAULT_TYPE: Final = "application/octet-stream"
 
 
 class Carrier(Protocol):
@@ -36,11 +35,8 @@ class Carrier(Protocol):
     def read_on(self) -> None:
         """More of the body can be taken."""
 
-    async def send(self, data: bytes) -> None:
-        """Send a piece of the answer; waits while the caller does not read."""
-
     def put(self, data: bytes) -> bool:
-        """The same without waiting; whether the caller must be waited for."""
+        """Send a piece of the answer; whether the caller must be waited for, who does not read."""
 
     async def drained(self) -> None:
         """Wait until the caller has read."""
@@ -163,57 +159,55 @@ class Request:
 
     Args:
         carrier: Its connection.
-        method: In capitals.
-        target: What was asked for, as it was sent.
-        version: ``1.1`` or ``1.0``.
-        headers: Case does not count in their names.
-        keep_alive: Whether another request may follow it.
+        head: Its head, which others may share.
+        length: Of its body, where its head says so.
 
     Attributes:
         carrier: As given.
+        head: As given.
+        method: In capitals.
+        path: Decoded, without the query.
+        headers: Case does not count in their names.
+        content_length: In bytes; None where the head does not say.
         content: The body.
     """
 
     __slots__ = (
-        *("_path", "_url", "_writer", "carrier", "content", "content_length", "headers", "keep_alive"),
-        *("_started", "method", "target", "version"),
+        *("_started", "_writer", "carrier", "content", "content_length", "head", "headers", "keep_alive"),
+        *("method", "path"),
     )
 
-    def __init__(
-        self, carrier: Carrier, method: str, target: str, version: str, headers: CIMultiDict[str], *, keep_alive: bool
-    ) -> None:
-        self.carrier = carrier
-        self.method, self.target, self.headers, self.keep_alive = method, target, headers, keep_alive
-        self.version: HttpVersion = _VERSIONS[version]
-        length = headers.get("Content-Length")
-        self.content_length = None if length is None else int(length)
-        self.content = Body(carrier, _encoding(headers))
+    def __init__(self, carrier: Carrier, head: Head, length: str | None) -> None:
+        self.carrier, self.head = carrier, head
+        self.method, self.path, self.keep_alive = head.method, head.path, head.keep_alive
+        if length is None:
+            self.headers, self.content_length = head.headers, None
+        else:
+            self.headers, self.content_length = head.headers_for(length), int(length)
+        self.content = Body(carrier, head.encoding)
         self._started = False
-        self._url: URL | None = None
-        self._path = target if _SIMPLE_PATH.fullmatch(target) else self.url.path
         self._writer: StreamWriter | None = None
 
     def __repr__(self) -> str:
         """What was asked for, without a query, which may hold a secret."""
-        return f"<Request {self.method} {self._path}>"
+        return f"<Request {self.method} {self.path}>"
 
     # -- what was asked ----------------------------------------------------------------------------------------
 
     @property
-    def path(self) -> str:
-        """Decoded, without the query."""
-        return self._path
+    def target(self) -> str:
+        """What was asked for, as it was sent."""
+        return self.head.target
+
+    @property
+    def version(self) -> HttpVersion:
+        """Of the protocol."""
+        return self.head.version
 
     @property
     def url(self) -> URL:
-        """What was asked for.
-
-        Raises:
-            ValueError: It is no URL.
-        """
-        if self._url is None:
-            self._url = _parsed(self.target)
-        return self._url
+        """What was asked for."""
+        return self.head.url
 
     @property
     def query(self) -> MultiDictProxy[str]:
@@ -223,8 +217,7 @@ class Request:
     @property
     def content_type(self) -> str:
         """In lower case, without parameters; ``application/octet-stream`` when nothing is said."""
-        said = self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        return said if said.count("/") == 1 else _DEFAULT_TYPE
+        return self.head.content_type
 
     @property
     def can_read_body(self) -> bool:
@@ -263,18 +256,8 @@ class Request:
 
     def invite(self) -> None:
         """Tell a sender who waits for it that its body is welcome. That is no part of the answer."""
-        expected = self.headers.get("Expect", "").lower() == "100-continue"
-        if expected and self.version >= HttpVersion11 and not self.content.complete and self.transport is not None:
+        if self.head.invites and not self.content.complete and self.transport is not None:
             self.transport.write(_CONTINUE)
-
-    async def send(self, data: bytes) -> None:
-        """Send a piece of the answer; waits while the caller does not read.
-
-        Raises:
-            ConnectionError: The caller has left.
-        """
-        self._started = True
-        await self.carrier.send(data)
 
     def begin(self) -> None:
         """An answer is begun, whose head may be sent later."""
@@ -300,20 +283,3 @@ class Request:
 
     async def _prepare_hook(self, response: web.StreamResponse) -> None:
         """Nothing is left to be done."""
-
-
-def _encoding(headers: CIMultiDict[str]) -> str:
-    said = headers.get("Content-Encoding")
-    said = said and said.strip().lower()
-    return said if said in ("gzip", "deflate", "br", "zstd") else ""
-
-
-def _parsed(target: str) -> URL:
-    """A target as a URL; its path is as it stands, escapes and dots included."""
-    if not target.startswith("/"):
-        url = URL(target, encoded=True)
-        if not url.scheme and target != "*":
-            raise ValueError("no absolute URL")
-        return url
-    path, _, rest = target.partition("#")[0].partition("?")
-    return URL.build(path=path, query_string=rest, encoded=True)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
+from gleitzeit_gateway.errors import Refused
 from gleitzeit_gateway.http_connection import Connection
+from gleitzeit_gateway.last_answer import last_answer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -21,10 +20,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_REFUSED: Final = (
-    b"HTTP/1.1 %d %b\r\nServer: gleitzeit\r\nContent-Type: application/json\r\nConnection: close\r\n"
-    b"Content-Length: %d\r\n\r\n"
-)
 _FAILED: Final = b"HTTP/1.1 500 Internal Server Error\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
@@ -37,12 +32,13 @@ class Server:
 
     Attributes:
         connections: Those that are open.
+        handler: As given.
         guard: As given.
         closing: Whether requests that have not begun will not be answered any more.
     """
 
     def __init__(self, handler: Callable[[Request], Awaitable[bool]], guard: Connections) -> None:
-        self._handler, self.guard = handler, guard
+        self.handler, self.guard = handler, guard
         self.connections: set[Connection] = set()
         self._emptied = asyncio.Event()
         self.closing = False
@@ -67,21 +63,15 @@ class Server:
         if not self.connections:
             self._emptied.set()
 
-    async def answer(self, request: Request) -> bool:
-        """Answer a request; whether its connection can be kept."""
-        try:
-            return await self._handler(request)
-        except Exception:
-            logger.exception("%r failed", request)
-            if not request.started and request.transport is not None:
-                request.transport.write(_FAILED)
-            return False
+    def failed(self, request: Request, error: Exception) -> None:
+        """The handler has raised something."""
+        logger.error("%r failed", request, exc_info=error)
+        if not request.started and request.transport is not None:
+            request.transport.write(_FAILED)
 
     def refusal(self, error: BadRequest) -> bytes:
         """The answer to what is no request."""
-        text = f"this is no HTTP request: {error.message}"
-        body = msgspec.json.encode({"error": {"code": "bad_request", "message": text, "retryable": False}})
-        return _REFUSED % (error.status, HTTPStatus(error.status).phrase.encode(), len(body)) + body
+        return last_answer(Refused(error.status, f"this is no HTTP request: {error.message}", "bad_request"))
 
     # -- the end -----------------------------------------------------------------------------------------------
 

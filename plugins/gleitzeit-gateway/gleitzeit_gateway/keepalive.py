@@ -56,7 +56,7 @@ async def first_part(
                 raise
             await call.break_off(response, error, in_band)
             return None, response
-        return first, await waiting.end()
+        return first, await waiting.end() if waiting.began else None
 
 
 class KeepAlive:
@@ -90,6 +90,11 @@ class KeepAlive:
             self._timer.cancel()
         if self._sending is not None:
             self._sending.cancel()
+
+    @property
+    def began(self) -> bool:
+        """Whether the caller was told."""
+        return self._sending is not None
 
     async def end(self) -> InParts | None:
         """Wait no more; the answer, if it has begun, on which nothing more is sent here."""

@@ -120,6 +120,11 @@ class KeyLimits:
         made = (_resized(tokens.get(period_s), limit, period_s, now) for period_s, limit in wanted.items())
         self._tokens = tuple(bucket for bucket in made if bucket is not None)
 
+    @property
+    def bounded(self) -> bool:
+        """Whether there is a limit whose rest is told: not that of concurrent requests."""
+        return self._requests is not None or bool(self._tokens)
+
     def acquire(self) -> None:
         """One more request begins. It needs a `release`, exactly one.
 
@@ -129,7 +134,7 @@ class KeyLimits:
         if self._max_concurrent is not None and self.running >= self._max_concurrent:
             text = f"{self._who} has {self.running} requests running, of at most {self._max_concurrent}"
             raise LimitReached(text, retry_after_s=_SOON_S)
-        if self._requests is not None or self._tokens:
+        if self.bounded:
             self._take(self._monotonic())
         self.running += 1
 
@@ -180,8 +185,6 @@ class KeyLimits:
 
     def headers(self) -> Mapping[str, str]:
         """What is left, as OpenAI's clients know it; of two limits on tokens, the one of which less is left."""
-        if self._requests is None and not self._tokens:
-            return _NONE
         now = self._monotonic()
         found: dict[str, str] = {}
         if self._requests is not None:
@@ -232,7 +235,6 @@ class Limits:
             limits.charge_for(run.outcome, in_parts=run.request.stream)
 
 
-_NONE: Final[Mapping[str, str]] = {}
 _REQUESTS, _TOKENS = (
     tuple(f"X-RateLimit-{part}-{what}" for part in ("Limit", "Remaining", "Reset")) for what in ("Requests", "Tokens")
 )

@@ -39,36 +39,35 @@ class LineHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take a record; its lock is held."""
-        self._take(record.created, record.levelname, record.getMessage())
+        self._take(f"{record.levelname} {record.getMessage()}\n")
 
     def line(self, text: str) -> None:
         """Take a line with the level INFO, without a record: that would cost more than all the rest."""
         with self.lock or contextlib.nullcontext():
-            self._take(time.time(), "INFO", text)
+            self._take(f"INFO {text}\n")
 
-    def _take(self, at: float, level: str, text: str) -> None:
-        second = int(at)
-        if second != self._second:
-            self._second, self._date = second, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
-        first = not self._lines
-        self._lines.append(f"{self._date},{int((at - second) * 1000):03d} {level} {text}\n")
-        if not first and len(self._lines) < _MOST_LINES:
-            return
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            self.flush()
-            return
-        if first:
-            loop.call_soon(self.flush)
-        else:
+    def _take(self, line: str) -> None:
+        self._lines.append(line)
+        if len(self._lines) == 1:
+            try:
+                asyncio.get_running_loop().call_soon(self.flush)
+            except RuntimeError:
+                self.flush()
+        elif len(self._lines) >= _MOST_LINES:
             self.flush()
 
     def flush(self) -> None:
-        """Write what there is."""
+        """Write what there is, with the time that it is now."""
         with self.lock or contextlib.nullcontext():
             lines, self._lines = self._lines, []
             if lines:
+                at = self._now()
                 with contextlib.suppress(OSError, ValueError):
-                    self._stream.write("".join(lines))
+                    self._stream.write(at + at.join(lines))
                     self._stream.flush()
+
+    def _now(self) -> str:
+        now = time.time()
+        if int(now) != self._second:
+            self._second, self._date = int(now), time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
+        return f"{self._date},{int((now - self._second) * 1000):03d} "

@@ -82,17 +82,24 @@ async def _answer(api: str, path: str, call: Call) -> Reply:
     if api == "anthropic":
         call.headers["request-id"] = call.id  # where its clients look for it
     body = await call.body()
-    request = _request(api, path, call, provider, body)
-    call.caller.check_body(body)
-    try:
-        return await _carried_out(api, call, provider, request)
-    except NoCapableInstance as error:
-        raise _unknown_model(path, call.model, error) from error
-    except (InstanceFailure, Unavailable):
-        # The last instance with its model may have been lost just now.
-        if call.begun or not provider.has_stand_in(request):
-            raise
-    return await _carried_out(api, call, provider, _request(api, path, call, provider, body))
+    stands_in = False
+    while True:
+        request = _request(api, path, call, provider, body)
+        call.caller.check_body(body)
+        try:
+            if request.stream:
+                return await _in_parts(api, call, provider, request)
+            answer = await call.manager.dispatcher.one(provider, request)
+        except NoCapableInstance as error:
+            raise _unknown_model(path, call.model, error) from error
+        except (InstanceFailure, Unavailable):
+            # The last instance with its model may have been lost just now: once more then, with what stands in for it.
+            if stands_in or call.begun or not provider.has_stand_in(request):
+                raise
+            stands_in = True
+        else:
+            call.note_served(answer.served)
+            return _whole(answer.value)
 
 
 def _request(api: str, path: str, call: Call, provider: LLMProvider, body: bytes) -> Request:
@@ -103,14 +110,6 @@ def _request(api: str, path: str, call: Call, provider: LLMProvider, body: bytes
         call.headers[MODEL] = call.model
     call.caller.check(provider.method(request.method), call.model)
     return request
-
-
-async def _carried_out(api: str, call: Call, provider: LLMProvider, request: Request) -> Reply:
-    if request.stream:
-        return await _in_parts(api, call, provider, request)
-    answer = await call.manager.dispatcher.one(provider, request)
-    call.note_served(answer.served)
-    return _whole(answer.value)
 
 
 async def _in_parts(api: str, call: Call, provider: LLMProvider, request: Request) -> Reply:
@@ -125,10 +124,10 @@ async def _in_parts(api: str, call: Call, provider: LLMProvider, request: Reques
         if isinstance(first, RawAnswer) and response is None:
             await anext(parts, None)  # Nothing comes after it, and who does not read on has left.
             return _whole(first)
-        if response is None:
-            response = await call.begin(kind, part_follows=True)
+        response = response or call.in_parts(kind)
         begun = _in_stream(api, first) if isinstance(first, RawAnswer) else first
-        await response.write(begun, last=parts.at_end and api != responses_api.API)
+        if response.put(begun, last=parts.at_end and api != responses_api.API):
+            await response.drained()
         if api == responses_api.API:
             numbered = responses_api.Numbered(first if isinstance(first, bytes) else b"")
             await call.send(response, numbered.watch(parts), numbered.error)

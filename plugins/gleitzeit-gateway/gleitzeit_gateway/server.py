@@ -16,21 +16,22 @@ from aiohttp import web
 from gleitzeit_core.errors import GleitzeitError, ShuttingDown
 from gleitzeit_core.requests import new_request_id
 from gleitzeit_gateway import access_line
-from gleitzeit_gateway.access import Access, cors, is_this_machine, preflight
+from gleitzeit_gateway.access import Access
 from gleitzeit_gateway.admin import admin_endpoints, own_numbers
 from gleitzeit_gateway.answers import InParts, Reply, Whole, send
 from gleitzeit_gateway.call import Call
 from gleitzeit_gateway.connections import Connections
-from gleitzeit_gateway.endpoints import Endpoint, Match, Router
-from gleitzeit_gateway.errors import Refused, plain_error
+from gleitzeit_gateway.endpoints import Endpoint, Router
+from gleitzeit_gateway.errors import Refused
 from gleitzeit_gateway.http_server import Server
 from gleitzeit_gateway.limits import Limits
 from gleitzeit_gateway.llm_api import anthropic_endpoints, ollama_endpoints, openai_endpoints, unserved_endpoints
 from gleitzeit_gateway.openapi import openapi_endpoint
 from gleitzeit_gateway.options import FIXED
+from gleitzeit_gateway.passage import Door, Passage, rendered
 from gleitzeit_gateway.tls import Certificate
 from gleitzeit_gateway.usage import Usage
-from gleitzeit_gateway.via import Via
+from gleitzeit_llm.via import CHAIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +50,6 @@ _SERVER: Final = "gleitzeit"
 _CLIENT_ID: Final = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 _UNAUTHORIZED: Final = 401
 _FAILED: Final = 500
-_TEXT: Final = "text/plain"
 _BACKLOG: Final = 1024
 # How long answers that are on their way already may take at the very end.
 _LAST_S: Final = 0.25
@@ -79,12 +79,12 @@ class Gateway:
     ) -> None:
         self._manager, self._options = manager, options
         self.limits, self.usage = Limits(monotonic), Usage(monotonic)
-        self._access = Access(options, self.limits)
-        self._via, self._connections = Via(), Connections(options)
+        self._connections = Connections(options)
         llm = [*ollama_endpoints(), *openai_endpoints(), *anthropic_endpoints()]
         self._router = Router([*llm, *admin_endpoints(worker, self.usage)])
         self._add_endpoints_of_plugins()
         self._router.fill([*unserved_endpoints(), openapi_endpoint(manager, lambda: self._router)])
+        self._door = Door(self._router, Access(options, self.limits))
         manager.on_reload("gateway", self.reconfigure, fixed=FIXED)
         self._server: Server | None = None
         self._listener: asyncio.Server | None = None
@@ -95,7 +95,6 @@ class Gateway:
         self._ending = asyncio.Event()
         self._open = 0
         self._idle = asyncio.Event()
-        self._idle.set()
         self.port = options.port
 
     def __repr__(self) -> str:
@@ -119,7 +118,7 @@ class Gateway:
         changed = options.model_copy(update={name: getattr(self._options, name) for name in FIXED})
         if changed.is_open:
             raise GleitzeitError(f"without keys the gateway cannot go on listening on {changed.host}; start it again")
-        self._options, self._access = changed, Access(changed, self.limits)
+        self._options, self._door.access = changed, Access(changed, self.limits)
         self._connections.options = changed
         return ""
 
@@ -185,7 +184,9 @@ class Gateway:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 await self._manager.dispatcher.drain(grace_s)
-                await self._idle.wait()
+                while self._open:
+                    self._idle.clear()
+                    await self._idle.wait()
 
     async def aclose(self) -> None:
         """Close everything now; `drain` first to let answers finish. More than once is fine."""
@@ -216,15 +217,14 @@ class Gateway:
         began = time.monotonic()
         unique_id = new_request_id()
         shown_id = _id_of_caller(request) or unique_id
-        call = Call(request, self._manager, self._options, shown_id, unique_id, self._ending)
-        call.headers = {MARK: "1", "Server": _SERVER, "X-Request-Id": call.id}
+        headers = {MARK: "1", "Server": _SERVER, "X-Request-Id": shown_id}
+        call = Call(request, self._manager, self._options, shown_id, unique_id, self._ending, headers)
         self._open += 1
-        self._idle.clear()
         status = access_line.GONE
         try:
-            response = await self._answer(call)
-            kept = not call.broken_off and await send(request, response)
-            status = response.status
+            reply = await self._answer(call)
+            kept = not call.broken_off and await send(request, reply)
+            status = reply.status
         except ConnectionError:
             kept = False  # Nobody is there to get it.
         except Exception:
@@ -239,39 +239,13 @@ class Gateway:
         return kept
 
     async def _answer(self, call: Call) -> Reply:
-        refused = self._at_the_door(call)
-        return await self._inside(call) if refused is None else self._finished(call, refused)
-
-    def _at_the_door(self, call: Call) -> Whole | None:
-        """What is answered whatever was asked for: foreign pages are refused, a browser's question is answered."""
-        headers = call.request.headers
-        origin = headers.get("Origin")
-        if not self._access.host_allowed(headers.get("Host", "")):
-            call.error = "foreign_host"
-            return Whole(b"", status=403)
-        if origin is None:
-            return None
-        if not self._access.origin_allowed(origin):
-            call.error = "foreign_origin"
-            return Whole(b"", status=403)
-        call.headers.update(cors(origin))
-        return Whole(b"", status=204, headers=preflight()) if call.request.method == "OPTIONS" else None
-
-    async def _inside(self, call: Call) -> Reply:
-        match = self._router.find(call.request.method, call.request.path)
-        call.rest = match.rest
-        if match.endpoint is None:
-            return self._finished(call, _no_endpoint(match))
-        response = await self._carry_out(call, match.endpoint)
-        if call.begun or response.prepared or isinstance(response, InParts):
-            return response
-        return self._finished(call, response)
-
-    async def _carry_out(self, call: Call, endpoint: Endpoint) -> Reply:
+        passage = self._door.passage(call)
+        if not isinstance(passage, Passage):
+            return self._finished(call, passage)
+        endpoint = passage.endpoint
         try:
-            self._via.enter(call.request.headers)
-            self._admit(call, endpoint)
-            response = _checked(endpoint, await endpoint.handler(call))
+            self._admit(call, passage)
+            reply = _checked(endpoint, await endpoint.handler(call))
         except Exception as error:
             if call.gone:
                 raise ConnectionResetError("the caller has left") from error
@@ -279,42 +253,43 @@ class Gateway:
             if call.begun or call.request.started:
                 # Too late for another answer; the one that has begun must not look complete.
                 call.cut()
-            return _rendered(endpoint, error)
-        return response
+            reply = rendered(endpoint, error)
+        if call.begun or reply.prepared or isinstance(reply, InParts):
+            return reply
+        return self._finished(call, reply)
 
-    def _admit(self, call: Call, endpoint: Endpoint) -> None:
+    def _admit(self, call: Call, passage: Passage) -> None:
+        """Let it in, if that can be done now."""
+        endpoint, caller = passage.endpoint, passage.caller
+        if passage.cors:
+            call.headers.update(passage.cors)
+        call.caller, call.rest, call.admin = caller, passage.rest, passage.admin
+        call.tenant, call.priority = caller.name, caller.priority
+        if CHAIN.get() != passage.chain:
+            CHAIN.set(passage.chain)
         if endpoint.public:
             return
-        if self._access.keys_needed:
-            caller = self._access.caller_of(call.request.headers)
-            if caller is None:
-                text = "a valid API key is needed: send it as 'Authorization: Bearer KEY'"
-                raise Refused(_UNAUTHORIZED, text, "unauthorized")
-            call.caller, call.tenant, call.priority, call.admin = caller, caller.name, caller.priority, caller.admin
-        else:
-            call.caller = self._access.anybody
-            call.admin = endpoint.admin and is_this_machine(call.request.remote)
         if endpoint.admin:
             _admit_change(call)
-        if call.draining:
+        if self._ending.is_set():
             raise ShuttingDown("shutting down: nothing new is taken")
         if endpoint.limited:
             call.hold()
 
-    def _finished(self, call: Call, response: web.StreamResponse | Whole) -> Reply:
-        response.headers.update(call.headers)
-        if response.status == _UNAUTHORIZED:
-            response.headers["WWW-Authenticate"] = "Bearer"
-        if call.draining or not call.request.content.complete:
+    def _finished(self, call: Call, reply: web.StreamResponse | Whole) -> Reply:
+        reply.headers.update(call.headers)
+        if reply.status == _UNAUTHORIZED:
+            reply.headers["WWW-Authenticate"] = "Bearer"
+        if self._ending.is_set() or not call.request.content.complete:
             # Nothing more is taken here, or what is left of the body would be read as the next request.
-            response.force_close()
-        return response
+            reply.force_close()
+        return reply
 
 
 def _id_of_caller(request: Request) -> str:
     """The id that the caller has given the request; empty for none, or for one that could do harm in a log."""
-    given = request.headers.get("X-Request-Id", "")
-    return given if _CLIENT_ID.fullmatch(given) else ""
+    given = request.headers.get("X-Request-Id")
+    return given if given is not None and _CLIENT_ID.fullmatch(given) else ""
 
 
 def _admit_change(call: Call) -> None:
@@ -332,23 +307,6 @@ def _admit_change(call: Call) -> None:
 
 def _checked(endpoint: Endpoint, response: object) -> Reply:
     """`response`, which may be a plugin's."""
-    if not isinstance(response, web.StreamResponse | Whole | InParts):
+    if not isinstance(response, (Whole, InParts, web.StreamResponse)):
         raise TypeError(f"{endpoint.method} {endpoint.path} answered {response!r}, which is no response")
     return response
-
-
-def _rendered(endpoint: Endpoint, error: Exception) -> web.Response:
-    """`error` in the endpoint's envelope, or in our own when that fails: it may be a plugin's."""
-    try:
-        return endpoint.error(error)
-    except Exception:
-        logger.exception("%s %s: its error renderer failed", endpoint.method, endpoint.path)
-        return plain_error(error)
-
-
-def _no_endpoint(match: Match) -> Whole:
-    """Unknown paths and methods, in the words of Ollama."""
-    if match.allowed:
-        allow = {"Allow": ", ".join(match.allowed)}
-        return Whole(b"405 method not allowed", status=405, content_type=_TEXT, headers=allow)
-    return Whole(b"404 page not found", status=404, content_type=_TEXT)

@@ -108,7 +108,13 @@ class Usage:
         """
         if run.method.local:
             return
-        row = self._row(run, error)
+        if self._monotonic() >= self._ends_at:
+            self._turn()
+        request, outcome = run.request, run.outcome
+        # What nobody has heard of is any text that a caller made up: rows are not for that.
+        model = NOBODY if isinstance(error, NoCapableInstance) else _model(request.requirements) or NOBODY
+        of = (request.tenant or NOBODY, model, run.instance_id or NOBODY)
+        row = self._rows.get(of) or _new(self._rows, Of(*of))
         row.requests += 1
         row.tries += run.tries
         if error is not None:
@@ -116,7 +122,6 @@ class Usage:
                 row.cancelled += 1
             else:
                 row.failed += 1
-        outcome = run.outcome
         if outcome is not None:
             row.bytes_in += outcome.bytes_in
             row.bytes_out += outcome.bytes_out
@@ -124,14 +129,6 @@ class Usage:
             if outcome.usage is not None:
                 row.input_tokens += outcome.usage.input_tokens
                 row.output_tokens += outcome.usage.output_tokens
-
-    def _row(self, run: Run, error: BaseException | None) -> Used:
-        if self._monotonic() >= self._ends_at:
-            self._turn()
-        # What nobody has heard of is any text that a caller made up: rows are not for that.
-        model = NOBODY if isinstance(error, NoCapableInstance) else _model(run.request.requirements) or NOBODY
-        of = (run.request.tenant or NOBODY, model, run.instance_id or NOBODY)
-        return self._rows.get(of) or _new(self._rows, Of(*of))
 
     def table(self, by: Sequence[str] = ("key",), *, window: str = "total", key: str | None = None) -> list[Any]:
         """What was used, a row for each value of `by`, as plain data, those with most tokens first.

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Final
 
 from gleitzeit_core.requests import new_request_id
 from gleitzeit_gateway.errors import Refused
-from gleitzeit_llm.via import CHAIN, NAME
+from gleitzeit_llm.via import NAME
 
 if TYPE_CHECKING:
-    from multidict import CIMultiDict
+    from multidict import CIMultiDictProxy
 
 MAX_GATEWAYS: Final = 8
 """So many gateways may stand one behind the other; nobody means more."""
@@ -33,19 +33,18 @@ class Via:
         """The mark."""
         return f"<Via {self.mark}>"
 
-    def enter(self, headers: CIMultiDict[str]) -> None:
-        """See where a request comes from, and mark all that is sent on in this context.
+    def chain(self, headers: CIMultiDictProxy[str]) -> str:
+        """Where a request comes from, and this gateway: what all that is sent on for it is marked with.
 
         Raises:
             Refused: It has been here before, or has come through too many gateways: 508.
         """
         if NAME not in headers:
-            CHAIN.set(self.mark)
-            return
+            return self.mark
         hops = [hop.strip() for hop in ",".join(headers.getall(NAME)).split(",")]
         gateways = [hop for hop in hops if _MARK.fullmatch(hop)]
         if self.mark in gateways:
             raise Refused(_LOOP_DETECTED, "the request has come back to the gateway that sent it on", "loop")
         if len(gateways) >= MAX_GATEWAYS:
             raise Refused(_LOOP_DETECTED, f"the request has come through {len(gateways)} gateways", "loop")
-        CHAIN.set(", ".join((*gateways, self.mark)))
+        return ", ".join((*gateways, self.mark))

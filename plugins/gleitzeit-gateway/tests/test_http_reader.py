@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import h11
@@ -148,6 +148,63 @@ def test_never_another_meaning(asked: list[Asked], changes: list[tuple[int, byte
     if opinion is not None:
         least = min(len(whole), len(opinion))
         assert whole[:least] == opinion[:least]
+
+
+@given(ASKED, st.lists(st.binary(max_size=30), min_size=1, max_size=4), st.lists(st.integers(0, 10_000), max_size=8))
+@settings(max_examples=150, deadline=None)
+def test_the_same_head_again(asked: Asked, bodies: list[bytes], cuts: list[int]) -> None:
+    """Requests that differ in their bodies only are read as well as any others, and each says its own length."""
+    every = [asked, *(replace(asked, body=body) for body in bodies)]
+    reader = read(*cut(b"".join(one.sent() for one in every), cuts))
+    assert [(m, t, body) for m, t, _, body in found(reader)] == [(one.method, one.target, one.body) for one in every]
+    for one, request in zip(every, reader.requests, strict=True):
+        assert request.content_length == (len(one.body) if one.chunks is None else None)
+        assert request.headers.get("Content-Length") == (None if one.chunks is not None else str(len(one.body)))
+        assert [pair for pair in request.headers.items() if pair[0].lower() not in RESERVED] == list(one.headers)
+    assert (reader.current, reader.begun, reader.over) == (None, False, False)
+
+
+@given(ASKED, st.lists(st.tuples(st.integers(0, 10_000), st.binary(max_size=4)), min_size=1, max_size=3))
+@settings(max_examples=300, deadline=None)
+def test_nearly_the_same_head_again(asked: Asked, changes: list[tuple[int, bytes]]) -> None:
+    """What differs from the head before in anything but the length is read anew, and refused or meant as h11 says."""
+    first, second = asked.sent(), asked.sent()
+    for place, instead in changes:
+        at = place % (len(second) + 1)
+        second = second[:at] + instead + second[at + len(instead) :]
+    reader = read(first)
+    try:
+        reader.feed(second)
+    except BadRequest:
+        return
+    whole = [(m, t, b) for m, t, _, b in found(reader) if b is not None]
+    opinion = second_opinion(first + second)
+    if opinion is not None:
+        least = min(len(whole), len(opinion))
+        assert whole[:least] == opinion[:least]
+
+
+@pytest.mark.parametrize(
+    "field",
+    [b"Content-Length:  3", b"Content-Length: 3 ", b"content-length: 3", b"Content-Length:3", b"X: Content-Length: 9"],
+)
+def test_however_the_length_is_written(field: bytes) -> None:
+    """A length in any form that is allowed is one, also the second time; what only looks like one is none."""
+    length = 0 if field.startswith(b"X") else 3
+    sent = b"POST / HTTP/1.1\r\nHost: x\r\n" + field + b"\r\n\r\n" + b"abc"[:length]
+    reader = read(sent, sent, sent)
+    assert [body for _, _, _, body in found(reader)] == [b"abc"[:length]] * 3
+
+
+def test_a_head_is_read_once() -> None:
+    """Requests with the same head share what was read of it, whatever their lengths; others do not."""
+    sent = [b"POST /%b HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\na" % path for path in (b"a", b"a", b"b", b"a")]
+    sent.append(b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\n\r\nabcdefghijkl")
+    heads = [request.head for request in read(*sent).requests]
+    assert heads[0] is heads[1]
+    assert heads[3] is heads[4]
+    assert len(set(map(id, heads))) == 3
+    assert [request.headers["Content-Length"] for request in read(*sent).requests] == ["1", "1", "1", "1", "12"]
 
 
 @given(st.binary(max_size=200), st.lists(st.integers(0, 300), max_size=5))

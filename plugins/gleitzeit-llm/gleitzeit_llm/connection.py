@@ -58,8 +58,8 @@ class Connection(asyncio.Protocol):
         "_loop",
         "_lost",
         "_reading",
-        "_sent",
         "_transport",
+        "_unsent",
         "_waiter",
         "_waits_for_all",
         "_writable",
@@ -77,7 +77,8 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._error: Exception | None = None
-        self._writable = self._reading = self._sent = True
+        self._writable = self._reading = True
+        self._unsent: memoryview | None = None
         self._waits_for_all = False
         self.answer: AnswerReader | None = None
         self.heard = self.gave = self.closed = False
@@ -86,32 +87,28 @@ class Connection(asyncio.Protocol):
 
     # -- one request -------------------------------------------------------------------------------------------
 
-    async def send(self, method: str, head: bytes, body: bytes | None) -> AnswerReader:
-        """Send a request. A large body is sent as fast as it is read, and no further once the answer has begun.
-
-        Returns:
-            Its answer, of which nothing may be there yet.
-        """
-        self.answer = answer = AnswerReader(method)
+    def send(self, method: str, head: bytes, body: bytes | None) -> bool:
+        """Send a request. Whether all of it is sent; what is left of a large body is for `send_rest`."""
+        self.answer = AnswerReader(method)
         self.heard, self.gave, self._error = False, False, None
         if self._transport is None or self.closed:
             self._break(ServerDisconnectedError())
         elif body is None or len(body) <= _SLICE_BYTES:
             self._transport.write(head + body if body else head)
         else:
-            self._sent = False
-            await self._send_slices(self._transport, head, memoryview(body))
-        return answer
+            self._unsent = memoryview(body)
+            self._transport.write(head)
+        return self._unsent is None
 
-    async def _send_slices(self, transport: asyncio.Transport, head: bytes, body: memoryview) -> None:
-        transport.write(head)
-        for at in range(0, len(body), _SLICE_BYTES):
+    async def send_rest(self) -> None:
+        """Send the body as fast as it is read, and no further once the answer has begun."""
+        while self._unsent is not None:
             while not self._writable and not self._over:
                 await self._wait()
-            if self._over:
+            if self._over or self._transport is None:
                 return
-            transport.write(body[at : at + _SLICE_BYTES])
-        self._sent = True
+            self._transport.write(self._unsent[:_SLICE_BYTES])
+            self._unsent = self._unsent[_SLICE_BYTES:] or None
 
     @property
     def _over(self) -> bool:
@@ -124,7 +121,9 @@ class Connection(asyncio.Protocol):
         Raises:
             ClientError, OSError: It does not come any more.
         """
-        answer = cast("AnswerReader", self.answer)
+        answer = self.answer
+        if answer is None:
+            raise ServerDisconnectedError
         while not answer.begun:
             self._raise_if_broken(answer)
             await self._wait()
@@ -138,7 +137,9 @@ class Connection(asyncio.Protocol):
         Raises:
             ClientError, OSError: It does not come any more.
         """
-        answer = cast("AnswerReader", self.answer)
+        answer = self.answer
+        if answer is None:
+            raise ServerDisconnectedError
         while not answer.complete:
             if answer.begun and (not answer.plain or answer.unread_bytes > limit_bytes):
                 return
@@ -146,7 +147,13 @@ class Connection(asyncio.Protocol):
             # It is collected anyway: nothing is gained by holding the server back, or by looking at every piece.
             self._read_on()
             self._waits_for_all = not answer.begun or answer.unread_bytes <= _UNREAD_BYTES
-            await self._wait()
+            # As `_wait`, without a step more for each answer.
+            self._waiter = waiter = self._loop.create_future()
+            try:
+                await waiter
+            finally:
+                self._waiter = None
+                self._waits_for_all = False
 
     async def part(self) -> bytes:
         """What has come of the body, at least a byte; empty at its end.
@@ -186,7 +193,6 @@ class Connection(asyncio.Protocol):
             await waiter
         finally:
             self._waiter = None
-            self._waits_for_all = False
 
     def _wake(self) -> None:
         waiter = self._waiter
@@ -204,7 +210,7 @@ class Connection(asyncio.Protocol):
         answer, self.answer = self.answer, None
         if answer is not None:
             answer.dismiss()
-        if answer is None or not (answer.complete and answer.reusable and self._sent) or self.closed:
+        if answer is None or not (answer.complete and answer.reusable and self._unsent is None) or self.closed:
             self.abort()
             return False
         self._read_on()

@@ -43,9 +43,9 @@ class Unconnected(ClientError):
         self.os_error = os_error
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Origin:
-    """The fixed part of an address.
+    """The fixed part of an address. Compared as objects are: it is looked up for every request.
 
     Args:
         secure: Whether TLS is spoken there.

@@ -21,6 +21,7 @@ _MOST_OUTPUT: Final = 4096
 _MOST_CHARS: Final = 128 * 1024
 _IMAGE_CHARS: Final = 1000 * _CHARS_PER_TOKEN
 _LEAST: Final = 0.01
+_WORKING: Final = frozenset((CHAT, GENERATE, EMBED))
 
 
 def of_size(method: str, chars: int, max_output: object = None) -> float:
@@ -31,7 +32,7 @@ def of_size(method: str, chars: int, max_output: object = None) -> float:
         chars: Length of what the model reads.
         max_output: Tokens it may write; anything but a number above 0 says nothing.
     """
-    if method not in (CHAT, GENERATE, EMBED):
+    if method not in _WORKING:
         return _LEAST
     written = 0 if method == EMBED else _output(max_output)
     read = min(chars, _MOST_CHARS) / _CHARS_PER_TOKEN

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Self
 from aiohttp import ClientError, ServerDisconnectedError
 
 from gleitzeit_llm.connection import CutOff
-from gleitzeit_llm.connections import target
+from gleitzeit_llm.connections import origin_of, target
 from gleitzeit_llm.http1 import NotHTTP
 from gleitzeit_llm.via import CHAIN
 
@@ -95,14 +95,19 @@ class Response:
         """
         return b"" if self._connection is None else await self._connection.part()
 
+    def at_once(self, limit_bytes: int) -> bytes | None:
+        """The whole body, if all of it has come and it is not larger than `limit_bytes`; otherwise ask for `whole`."""
+        answer = self._answer
+        if answer.complete and not answer.encoding and answer.unread_bytes <= limit_bytes:
+            return answer.take()
+        return None
+
     async def whole(self, limit_bytes: int) -> bytes | None:
         """The whole body; None when it is larger than `limit_bytes`.
 
         Raises:
             ClientError, OSError: It broke off before its end.
         """
-        if self._answer.complete and not self._answer.encoding:
-            return self._answer.take() if self._answer.unread_bytes <= limit_bytes else None
         body = bytearray()
         async for data in self.iter_any():
             body += data
@@ -201,10 +206,9 @@ def _checked(headers: Mapping[str, str]) -> dict[str, str]:
 
 async def exchange(
     connections: Connections,
-    origin: Origin,
     channel: HttpChannel,
     method: str,
-    head: bytes,
+    path: str,
     body: bytes | None,
     *,
     whole_bytes: int | None,
@@ -217,50 +221,42 @@ async def exchange(
 
     Args:
         connections: To take one from.
-        origin: Of the channel.
         channel: The server.
         method: HTTP method.
-        head: From `request_head`.
-        body: Sent after it.
+        path: Below the server's URL.
+        body: What to send; None for nothing.
         whole_bytes: Wait for all of an answer that is not larger than that; None: only for its head.
         waiting: How to wait for its head, where its model may have to be loaded first.
 
     Raises:
         ClientError, OSError: There is no answer.
+        ValueError: Such a request cannot be sent.
     """
+    origin = origin_of(channel.url)
+    head = request_head(origin, channel, method, path, body)
     connection = connections.kept(origin, channel.tls)
-    if connection is not None:
+    while True:
+        new = connection is None
+        if connection is None:
+            connection = await connections.fresh(origin, channel.tls)
         try:
-            return await _on(connection, connections, channel, method, head, body, whole_bytes, waiting)
-        except (NotHTTP, CutOff):
-            raise
-        except (ClientError, OSError):
-            if connection.heard:
+            if not connection.send(method, head, body):
+                await connection.send_rest()
+            if waiting is not None:
+                await waiting.head(connection)
+            if whole_bytes is not None:
+                await connection.whole(whole_bytes)
+            elif waiting is None:
+                await connection.head()
+            return Response(channel.url, connection, connections)
+        except BaseException as error:
+            if waiting is None or not waiting.kept:
+                connection.abort()
+            if new or connection.heard or not _may_be_sent_again(error):
                 raise
-    connection = await connections.fresh(origin, channel.tls)
-    return await _on(connection, connections, channel, method, head, body, whole_bytes, waiting)
+        connection = None
 
 
-async def _on(
-    connection: Connection,
-    connections: Connections,
-    channel: HttpChannel,
-    method: str,
-    head: bytes,
-    body: bytes | None,
-    whole_bytes: int | None,
-    waiting: Waiting | None,
-) -> Response:
-    try:
-        await connection.send(method, head, body)
-        if waiting is not None:
-            await waiting.head(connection)
-        if whole_bytes is not None:
-            await connection.whole(whole_bytes)
-        elif waiting is None:
-            await connection.head()
-    except BaseException:
-        if waiting is None or not waiting.kept:
-            connection.abort()
-        raise
-    return Response(channel.url, connection, connections)
+def _may_be_sent_again(error: BaseException) -> bool:
+    """Whether a kept connection on which nothing has come was closed, and neither given up here nor spoilt."""
+    return isinstance(error, ClientError | OSError) and not isinstance(error, NotHTTP | CutOff)

@@ -11,6 +11,7 @@ chunks, is refused: it would be read differently by different readers.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 from aiohttp import ClientError
@@ -135,13 +136,20 @@ class AnswerReader:
             del body[self._pieces :]  # What stands behind it is of another answer, which nobody has asked for.
         came = len(body) - pieces
         if came:
-            self.unread_bytes += sum(map(len, body[pieces:])) if came > 1 else len(body[pieces])
-        self._silent_bytes = 0 if came or self._events != before else self._silent_bytes + len(data)
-        if self._silent_bytes > MAX_FIELD_BYTES:
-            self._problem = self._problem or f"a line has more than {MAX_FIELD_BYTES} bytes"
+            self.unread_bytes += len(body[pieces]) if came == 1 else sum(map(len, body[pieces:]))
+        if came or self._events != before:
+            self._silent_bytes = 0
+        else:
+            self._note_silence(len(data))
         if self._problem:
             self.reusable = False
             raise NotHTTP(self._problem)
+
+    def _note_silence(self, count: int) -> None:
+        """So many bytes have come and ended nothing: some line is long."""
+        self._silent_bytes += count
+        if self._silent_bytes > MAX_FIELD_BYTES:
+            self._problem = self._problem or f"a line has more than {MAX_FIELD_BYTES} bytes"
 
     def end(self) -> bool:
         """The connection has ended. Whether the answer is complete now: it is, when this is how it says so."""
@@ -180,14 +188,18 @@ class AnswerReader:
         size = len(name) + len(value)
         self._field_bytes += size
         self._field_count += 1
-        if size > MAX_FIELD_BYTES:
+        if not self.begun:
+            self._fields.append((name, value))
+        if self._field_bytes > MAX_FIELD_BYTES or self._field_count > MAX_FIELDS:
+            self._check_size(size)
+
+    def _check_size(self, last_bytes: int) -> None:
+        if last_bytes > MAX_FIELD_BYTES:
             self._problem = f"a header has more than {MAX_FIELD_BYTES} bytes"
         elif self._field_bytes > MAX_HEAD_BYTES:
             self._problem = f"its headers have more than {MAX_HEAD_BYTES} bytes"
         elif self._field_count > MAX_FIELDS:
             self._problem = f"it has more than {MAX_FIELDS} headers"
-        elif not self.begun:
-            self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
         """The head is there."""
@@ -229,7 +241,7 @@ class AnswerReader:
                     if value.strip().lower() != b"chunked":
                         self._problem = self._problem or "its transfer is coded in a way that was not asked for"
                 case b"content-type":
-                    self.content_type = _text(value.partition(b";")[0]).strip().lower() or self.content_type
+                    self.content_type = _media_type(value) or self.content_type
                 case b"content-encoding" if value.strip().lower() not in _PLAIN:
                     self.encoding = _text(value).strip().lower()
         return framed
@@ -241,6 +253,11 @@ class AnswerReader:
             self.complete = True
             self._pieces = len(self._body)
             self.reusable = not self._problem and self._parser is not None and self._parser.should_keep_alive()
+
+
+@lru_cache(64)
+def _media_type(value: bytes) -> str:
+    return _text(value.partition(b";")[0]).strip().lower()
 
 
 def _text(value: bytes) -> str:

@@ -75,7 +75,8 @@ class Loads:
     def waiting(self, instance: ResourceInstance, request: Request) -> Waiting | None:
         """With what `request` is to wait for its answer; None where its model is in memory already."""
         needs = request.requirements.capabilities
-        if _key(instance, needs) not in self._loads and (needs <= instance.warm or self._has_answered(instance, needs)):
+        loads = self._loads and _key(instance, needs) in self._loads
+        if not loads and (needs <= instance.warm or self._has_answered(instance, needs)):
             return None
         return Waiting(self, instance, request)
 

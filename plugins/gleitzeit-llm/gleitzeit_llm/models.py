@@ -42,8 +42,8 @@ def own_name(instance: ResourceInstance, asked: str) -> str:
 
     To Ollama a name with and without ``:latest`` are one, to others they are not.
     """
-    entry = entries(instance).get(canonical(asked), {})
-    own = str(entry.get("model") or entry.get("name") or asked)
+    entry = entries(instance).get(canonical(asked))
+    own = asked if entry is None else str(entry.get("model") or entry.get("name") or asked)
     if own == asked:
         return asked
     same = canonical(own) == canonical(asked) and any(api == "ollama" for api, _ in instance.offers)

@@ -12,12 +12,11 @@ from gleitzeit_llm import raw
 from gleitzeit_llm.failures import explained, translated
 from gleitzeit_llm.passthrough import PassThrough
 from gleitzeit_llm.raw import RawAnswer
-from gleitzeit_llm.upstream import Reply
+from gleitzeit_llm.upstream import Reply, read_whole
 from gleitzeit_llm.usage import counted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from contextlib import AbstractAsyncContextManager
 
     from gleitzeit_llm.exchange import Response
 
@@ -30,16 +29,16 @@ class Passed(AsyncIterator[bytes | RawAnswer]):
     Args:
         api: What caller and instance speak.
         url: Of the instance, for messages.
-        sent: The request, from `Upstream.stream`; it is sent when the first part is asked for.
+        begin: Sends the request, as `Upstream.begin`; called when the first part is asked for.
 
     Attributes:
         at_end: Whether nothing follows what was given out.
     """
 
-    __slots__ = ("_api", "_failure", "_read", "_response", "_sent", "_url", "_watched", "at_end")
+    __slots__ = ("_api", "_failure", "_read", "_response", "_send", "_url", "_watched", "at_end")
 
-    def __init__(self, api: str, url: str, sent: AbstractAsyncContextManager[Response]) -> None:
-        self._api, self._url, self._sent = api, url, sent
+    def __init__(self, api: str, url: str, begin: Callable[[], Awaitable[Response]]) -> None:
+        self._api, self._url, self._send = api, url, begin
         self._response: Response | None = None
         self._read: Callable[[], Awaitable[bytes]] | None = None
         self._watched = PassThrough(api)
@@ -66,7 +65,7 @@ class Passed(AsyncIterator[bytes | RawAnswer]):
             while not self.at_end:
                 if self._failure is not None:
                     raise self._failure
-                part = await (self._begin() if self._read is None else self._next(self._read))
+                part = self._next(await self._read()) if self._read is not None else await self._begin()
                 if part:
                     return part
         except InstanceFailure as failure:
@@ -80,16 +79,17 @@ class Passed(AsyncIterator[bytes | RawAnswer]):
 
     async def _begin(self) -> bytes | RawAnswer:
         """Send the request; the answer, when it comes whole, and nothing when it comes in parts."""
-        self._response = response = await self._sent.__aenter__()
+        self._response = response = await self._send()
         if raw.streams(self._api, self._url, response.content_type):
             self._read = response.reader()
             return b""
-        whole = raw.passed(self._api, self._url, await Reply.of(response))
+        reply = Reply(response.status, response.content_type, await read_whole(response))
+        whole = raw.passed(self._api, self._url, reply)
         self.at_end = True
         return whole
 
-    async def _next(self, read: Callable[[], Awaitable[bytes]]) -> bytes:
-        data = await read()
+    def _next(self, data: bytes) -> bytes:
+        """What to give out of what has come; nothing has at the end."""
         if data:
             part, self._failure = self._watched.take(data)
             if self._failure is not None or not (self._response is None or self._response.complete):
@@ -97,7 +97,7 @@ class Passed(AsyncIterator[bytes | RawAnswer]):
             # All has come, and its end can be looked at now: what is left then goes with it.
             data = part
         try:
-            rest = b"".join(self._watched.close())
+            rest = self._watched.rest()
         except InstanceFailure as failure:
             self._failure = failure
             return data

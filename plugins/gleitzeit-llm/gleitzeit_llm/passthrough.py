@@ -38,7 +38,7 @@ _LAST_EVENTS: Final = (b"event: message_stop",)
 # A CR at the very end may be half of what comes next.
 _EVENT_ENDS: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?=[^\n]))")
 _Sign: TypeAlias = tuple[bytes, re.Pattern[bytes]]
-"""A few bytes that are found fast, and what to look for where they are: it begins with bytes that are always the same.
+"""A few bytes that are found fast, and what to look for from there on: it begins with these bytes.
 
 One pattern for several signs would be tried at every place, which takes ten times as long as all else.
 """
@@ -78,8 +78,7 @@ class PassThrough:
         held, usual = self._held, self._format
         # Nearly always what has come is whole and has no sign: nothing more has to be looked at.
         if not held and usual.ends_usually(data):
-            suspect = usual.key in data or _first(usual.signs, data, 0, len(data)) >= 0
-            return self._watched(data) if suspect else (data, None)
+            return self._watched(data) if usual.is_suspicious(data) else (data, None)
         # The end of an event is at most four bytes long, and the last one was not there yet.
         look_from = max(0, len(held) - 3)
         held += data
@@ -94,23 +93,33 @@ class PassThrough:
         return whole, failure
 
     def close(self) -> Iterator[bytes]:
+        """What is left at the end of the stream, if anything.
+
+        Raises:
+            InstanceFailure: As for `rest`.
+        """
+        rest = self.rest()
+        if rest:
+            yield rest
+
+    def rest(self) -> bytes:
         """What is left at the end of the stream: a last line without its end, unless it is cut off.
 
         Raises:
             InstanceFailure: ``LOST``: the answer lacks its final marker; or the instance reported an error.
         """
-        rest, failure = self._watched(bytes(self._held))
+        rest, failure = self._watched(bytes(self._held)) if self._held else (b"", None)
         self._held.clear()
         if failure is not None:
             raise failure
         if not self.finished:
             raise InstanceFailure(FailureKind.LOST, "the answer ended without its final marker: it is incomplete")
-        if rest:
-            yield rest
+        return rest
 
     def _watched(self, whole: bytes) -> tuple[bytes, InstanceFailure | None]:
         """All of it; only what comes before an error, if there is one, and the error."""
         begin = 0
+        self.finished = self.finished or self._format.ends_well(whole)
         try:
             for begin, end in () if self.finished else self._format.suspects(whole, self._format.signs):
                 self.finished = self._format.is_final(whole[begin:end])
@@ -128,11 +137,13 @@ class _Format:
     Args:
         ends: The end of a line or an event.
         usual_end: The end that nearly all of them have.
-        signs: What a line that is final or an error has in it, one of them; others may have it too.
+        signs: What a line that is final or an error has in it, one of them; others may have it too. That of an error is
+            the last.
         is_final: Whether a line or an event is final. Raises `UpstreamError` for one that is an error.
         key: What all lines with token counts have in them; found much faster than `counts`.
         counts: What else they have; others may have it too.
         data: The JSON in a line or an event. Raises `UpstreamError` where it is no such thing.
+        last: What stands at the end of most streams: the end of an event, and one that is final.
     """
 
     ends: re.Pattern[bytes]
@@ -142,11 +153,20 @@ class _Format:
     key: bytes
     counts: tuple[_Sign, ...]
     data: Callable[[bytes], Iterable[bytes]]
+    last: tuple[bytes, ...] = ()
 
     def ends_usually(self, data: bytes) -> bool:
         """Whether the usual end, and no more than that, stands at the end of `data`."""
         end = self.usual_end
         return data.endswith(end) and len(data) > len(end) and data[-len(end) - 1] not in b"\r\n"
+
+    def is_suspicious(self, whole: bytes) -> bool:
+        """Whether anything in `whole` may be final, an error or token counts."""
+        return whole.endswith(self.last) or self.key in whole or _first(self.signs, whole, 0, len(whole)) >= 0
+
+    def ends_well(self, whole: bytes) -> bool:
+        """Whether the last of `whole` is surely final and none before it an error: then not one has to be read."""
+        return whole.endswith(self.last) and _first(self.signs[-1:], whole, 0, len(whole)) < 0
 
     def suspects(self, whole: bytes, signs: tuple[_Sign, ...]) -> Iterator[tuple[int, int]]:
         """Where each line or event in `whole` that has one of these signs begins and ends."""
@@ -190,7 +210,8 @@ def _first(signs: tuple[_Sign, ...], whole: bytes, begin: int, end: int) -> int:
     """Where the first of `signs` stands between two places; -1 for nowhere."""
     found = -1
     for key, sign in signs:
-        if key in whole and (match := sign.search(whole, begin, end)) and (found < 0 or match.start() < found):
+        at = whole.find(key, begin, end)
+        if at >= 0 and (match := sign.search(whole, at, end)) and (found < 0 or match.start() < found):
             found = match.start()
     return found
 
@@ -281,6 +302,7 @@ _FORMATS: Final[Mapping[str, _Format]] = {
         # Of a usage, or of llama.cpp's timings. A chunk without counts may have a null for a usage.
         counts=((b'"prompt_', re.compile(rb'"prompt_(?:tokens|n)"\s*:')),),
         data=_data,
+        last=(b"\n\ndata: [DONE]\n\n",),
     ),
     "openai-responses": _Format(
         ends=_EVENT_ENDS,

@@ -217,14 +217,23 @@ class LLMProvider(Renaming):
             InstanceFailure: The instance failed.
             InvalidRequest: The request cannot be put to this api.
         """
-        at = _At(instance, api, channel, self._waiting(instance, request))
-        if request.body is not None and request.dialect == api:
-            return await self._pass(at, request)
-        with explaining(api, same_api=False):
+        waiting = self._waiting(instance, request)
+        if request.body is None or request.dialect != api:
+            return await self._translated(_At(instance, api, channel, waiting), request)
+        server = _http(channel)
+        body = models.own_body(instance, request.body, request.params["model"])
+        try:
+            reply = await self._upstream.request(server, "POST", request.endpoint, body, waiting)
+            return raw.passed(api, server.url, reply)
+        except InstanceFailure as failure:
+            raise explained(api, failure, same_api=True) from None
+
+    async def _translated(self, at: _At, request: Request) -> Json | RawAnswer:
+        with explaining(at.api, same_api=False):
             if request.body is None:
                 return await self._canonical(at, request.method, request.params)
             if request.method == SHOW:
-                shown = listings.described(instance, request.params["model"])
+                shown = listings.described(at.instance, request.params["model"])
                 return raw.answer(request.dialect, write_json(shown, "the answer"))
             parsed = raw.parsed(request)
             return raw.rendered(request, parsed, await self._canonical(at, parsed.method, parsed.params))
@@ -232,14 +241,6 @@ class LLMProvider(Renaming):
     def _waiting(self, instance: ResourceInstance, request: Request) -> Waiting | None:
         """With what to wait for an answer for which a model may have to be loaded."""
         return None if request.method == SHOW else self._loads.waiting(instance, request)
-
-    async def _pass(self, at: _At, request: Request) -> RawAnswer:
-        body = models.own_body(at.instance, request.body or b"", request.params["model"])
-        try:
-            reply = await self._upstream.request(at.http, "POST", request.endpoint, body, at.waiting)
-            return raw.passed(at.api, at.http.url, reply)
-        except InstanceFailure as failure:
-            raise explained(at.api, failure, same_api=True) from None
 
     async def _canonical(self, at: _At, method: str, params: Mapping[str, Any]) -> Json:
         if method == SHOW:
@@ -276,9 +277,10 @@ class LLMProvider(Renaming):
         return self._passed(at, request) if passes else self._explained_parts(at, request)
 
     def _passed(self, at: _At, request: Request) -> Passed:
+        server = at.http
         body = models.own_body(at.instance, request.body or b"", request.params["model"])
-        sent = self._upstream.stream(at.http, "POST", request.endpoint, body, at.waiting)
-        return Passed(at.api, at.http.url, sent)
+        begin = partial(self._upstream.begin, server, "POST", request.endpoint, body, at.waiting)
+        return Passed(at.api, server.url, begin)
 
     async def _explained_parts(self, at: _At, request: Request) -> AsyncGenerator[Any, None]:
         with explaining(at.api, same_api=at.api == request.dialect):
@@ -346,11 +348,13 @@ class _At(NamedTuple):
 
     @property
     def http(self) -> HttpChannel:
-        if not isinstance(self.channel, HttpChannel):
-            raise InstanceFailure(
-                FailureKind.SERVER_ERROR, f"cannot drive a {self.channel.kind} channel", started=False
-            )
-        return self.channel
+        return _http(self.channel)
+
+
+def _http(channel: Channel) -> HttpChannel:
+    if not isinstance(channel, HttpChannel):
+        raise InstanceFailure(FailureKind.SERVER_ERROR, f"cannot drive a {channel.kind} channel", started=False)
+    return channel
 
 
 def _loaded(at: _At, method: str, params: Mapping[str, Any]) -> Json | None:

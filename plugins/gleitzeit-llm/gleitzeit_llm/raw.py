@@ -54,14 +54,15 @@ def peek(dialect: str, path: str, body: bytes) -> tuple[Endpoint, Peek]:
         InvalidRequest: No model can be read from it.
         UnknownName: There is no such dialect, or no such endpoint in it.
     """
-    if dialect not in CLIENTS:
+    client = CLIENTS.get(dialect)
+    if client is None:
         raise UnknownName("dialect", dialect, CLIENTS)
-    client = CLIENTS[dialect]
+    point = client.endpoints.get(path)
+    if point is not None:
+        return point, client.peek(point, body)
     if dialect == "ollama" and path == SHOW_POINT.path:
         return SHOW_POINT, peek_show(body)
-    if path not in client.endpoints:
-        raise UnknownName("endpoint", path, client.endpoints)
-    return client.endpoints[path], client.peek(client.endpoints[path], body)
+    raise UnknownName("endpoint", path, client.endpoints)
 
 
 @lru_cache(1024)
@@ -99,9 +100,12 @@ def passed(api: str, url: str, reply: Reply) -> RawAnswer:
     """
     if reply.content_type != JSON_TYPE:
         raise InstanceFailure(FailureKind.SERVER_ERROR, f"{url} answered {reply.content_type}, not JSON")
-    check_whole(reply.body)
-    check_object(reply.body)
-    return answer(api, reply.body, reply.status, usage.of_json(reply.body))
+    body = reply.body
+    found = usage.said(body)
+    if found is None or found.error is not None:
+        check_whole(body)
+        check_object(body)
+    return answer(api, body, reply.status, None if found is None else usage.of_said(found))
 
 
 def streams(api: str, url: str, content_type: str) -> bool:

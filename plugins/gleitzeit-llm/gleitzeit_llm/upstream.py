@@ -7,20 +7,20 @@ is one request. What they raise is what aiohttp's client would, or a `NotHTTP` o
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Self
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import aiohttp
 import msgspec
 
 from gleitzeit_core.errors import ClosedError, FailureKind, InstanceFailure
 from gleitzeit_llm.connections import Connections, origin_of
-from gleitzeit_llm.exchange import Response, exchange, request_head
+from gleitzeit_llm.exchange import Response, exchange
 from gleitzeit_llm.failures import refusal, translated
 from gleitzeit_llm.protocol import UNREADABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
     from types import TracebackType
 
     from gleitzeit_core.resources import HttpChannel
@@ -30,9 +30,8 @@ MAX_ANSWER_BYTES: Final = 256 * 1024 * 1024
 """The largest answer that is read as a whole."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """A whole answer with a status from 200 to 299.
+class Reply(NamedTuple):
+    """A whole answer with a status from 200 to 299. A tuple: made for every answer.
 
     Args:
         status: HTTP status.
@@ -43,15 +42,6 @@ class Reply:
     status: int
     content_type: str
     body: bytes
-
-    @classmethod
-    async def of(cls, response: Response) -> Self:
-        """Read the body.
-
-        Raises:
-            InstanceFailure: ``SERVER_ERROR``: it is larger than `MAX_ANSWER_BYTES`.
-        """
-        return cls(response.status, response.content_type, await read_whole(response))
 
     def json(self) -> Any:  # noqa: ANN401 - whatever the server sent
         """The body as JSON.
@@ -134,8 +124,16 @@ class Upstream:
             InstanceFailure: Anything but a whole answer with a status from 200 to 299.
             ClosedError: This is not open.
         """
-        async with _Exchange(self, channel, method, path, payload, MAX_ANSWER_BYTES, waiting) as response:
-            return await Reply.of(response)
+        response = await self.begin(channel, method, path, payload, waiting, whole_bytes=MAX_ANSWER_BYTES)
+        try:
+            body = response.at_once(MAX_ANSWER_BYTES)
+            if body is None:
+                body = await read_whole(response)
+        except (aiohttp.ClientError, OSError) as error:
+            raise translated(channel.url, error) from None
+        finally:
+            response.close()
+        return Reply(response.status, response.content_type, body)
 
     def stream(
         self,
@@ -151,7 +149,46 @@ class Upstream:
             InstanceFailure: As for `request`; also from within the block, when the connection breaks.
             ClosedError: This is not open.
         """
-        return _Exchange(self, channel, method, path, payload, None, waiting)
+        return _Block(channel.url, partial(self.begin, channel, method, path, payload, waiting))
+
+    async def begin(
+        self,
+        channel: HttpChannel,
+        method: str,
+        path: str,
+        payload: bytes | Mapping[str, Any] | None = None,
+        waiting: Waiting | None = None,
+        *,
+        whole_bytes: int | None = None,
+    ) -> Response:
+        """One request, and its answer once the headers are there. It must be closed.
+
+        Args:
+            channel: As for `request`, and so are the next ones.
+            method: HTTP method.
+            path: Below the server's URL.
+            payload: The body.
+            waiting: How to wait for the answer's head.
+            whole_bytes: Wait for all of an answer that is not larger than that; None: only for its head.
+
+        Raises:
+            InstanceFailure: There is no answer with a status from 200 to 299.
+            ClosedError: This is not open.
+        """
+        try:
+            body = payload if payload is None or isinstance(payload, bytes) else msgspec.json.encode(payload)
+            response = await exchange(
+                self.connections, channel, method, path, body, whole_bytes=whole_bytes, waiting=waiting
+            )
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            # Not `from error`, here and elsewhere: what failed may hold the request with its headers, and so our key.
+            raise translated(channel.url, error) from None
+        if response.status < 300:  # noqa: PLR2004 - redirects and errors
+            return response
+        try:
+            raise await refusal(channel.url, response)
+        finally:
+            response.close()
 
     @property
     def connections(self) -> Connections:
@@ -165,54 +202,23 @@ class Upstream:
         return self._connections
 
 
-class _Exchange(AbstractAsyncContextManager[Response]):
-    """The block of one request; a class, because a generator costs more than all the rest of it."""
+class _Block(AbstractAsyncContextManager[Response]):
+    """The block of one answer; a class, because a generator costs more than all the rest of it."""
 
-    __slots__ = ("_asked", "_channel", "_response", "_upstream", "_waiting", "_whole_bytes")
+    __slots__ = ("_begin", "_response", "_url")
 
-    def __init__(
-        self,
-        upstream: Upstream,
-        channel: HttpChannel,
-        method: str,
-        path: str,
-        payload: bytes | Mapping[str, Any] | None,
-        whole_bytes: int | None,
-        waiting: Waiting | None,
-    ) -> None:
-        self._upstream, self._channel, self._whole_bytes = upstream, channel, whole_bytes
-        self._waiting = waiting
-        self._asked = method, path, payload
+    def __init__(self, url: str, begin: Callable[[], Awaitable[Response]]) -> None:
+        self._url, self._begin = url, begin
         self._response: Response | None = None
 
     async def __aenter__(self) -> Response:
-        """Send it.
+        """Send the request.
 
         Raises:
             InstanceFailure: There is no answer with a status from 200 to 299.
         """
-        try:
-            self._response = response = await self._send()
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            # Not `from error`, here and below: what failed may hold the request with its headers, and so our key.
-            raise translated(self._channel.url, error) from None
-        if response.status < 300:  # noqa: PLR2004 - redirects and errors
-            return response
-        try:
-            raise await refusal(self._channel.url, response)
-        finally:
-            response.close()
-
-    async def _send(self) -> Response:
-        connections, channel = self._upstream.connections, self._channel
-        method, path, payload = self._asked
-        data = payload if isinstance(payload, bytes) or payload is None else msgspec.json.encode(payload)
-        origin = origin_of(channel.url)
-        head = request_head(origin, channel, method, path, data)
-        whole_bytes, waiting = self._whole_bytes, self._waiting
-        return await exchange(
-            connections, origin, channel, method, head, data, whole_bytes=whole_bytes, waiting=waiting
-        )
+        self._response = response = await self._begin()
+        return response
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -225,7 +231,7 @@ class _Exchange(AbstractAsyncContextManager[Response]):
         if self._response is not None:
             self._response.close()
         if isinstance(error, aiohttp.ClientError | OSError):
-            raise translated(self._channel.url, error) from None
+            raise translated(self._url, error) from None
 
 
 async def read_whole(response: Response, limit_bytes: int = MAX_ANSWER_BYTES) -> bytes:

@@ -47,26 +47,40 @@ def of_canonical(part: Mapping[str, Any]) -> Usage | None:
     return _usage(part.get("prompt_eval_count"), part.get("eval_count"))
 
 
-class _Counts(msgspec.Struct):
-    """Ollama's counts, OpenAI's, those in the event that ends a response, and those that llama.cpp gives unasked."""
+class Said(msgspec.Struct):
+    """What is of interest in an answer that passes.
+
+    Ollama's counts, OpenAI's, those in the event that ends a response, and those that llama.cpp gives unasked.
+    """
 
     prompt_eval_count: Any = None
     eval_count: Any = None
     usage: Any = None
     timings: Any = None
     response: Any = None
+    error: Any = None
 
 
 _OF_CHAT = ("prompt_tokens", "completion_tokens")
-_COUNTS = msgspec.json.Decoder(_Counts)
+_SAID = msgspec.json.Decoder(Said)
+
+
+def said(data: bytes) -> Said | None:
+    """What a JSON object says; None when it is none, or when something in it cannot be read."""
+    try:
+        return _SAID.decode(data)
+    except UNREADABLE:
+        return None
 
 
 def of_json(data: bytes) -> Usage | None:
     """What a JSON object of either API says; None when it says nothing, or is none."""
-    try:
-        found = _COUNTS.decode(data)
-    except UNREADABLE:
-        return None
+    found = said(data)
+    return None if found is None else of_said(found)
+
+
+def of_said(found: Said) -> Usage | None:
+    """The tokens among what an answer says."""
     usage = found.response.get("usage") if isinstance(found.response, dict) else found.usage
     if isinstance(usage, dict):
         read, written = ("input_tokens", "output_tokens") if "input_tokens" in usage else _OF_CHAT

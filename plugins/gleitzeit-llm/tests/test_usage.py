@@ -15,6 +15,8 @@ from gleitzeit_core.requests import Request, Usage
 from gleitzeit_llm.passthrough import PassThrough
 from gleitzeit_llm.provider import LLMProvider
 from gleitzeit_llm.raw import RawAnswer
+from gleitzeit_llm.raw import passed as passed_whole
+from gleitzeit_llm.upstream import Reply
 from gleitzeit_llm.usage import Counted, counted, of_canonical, of_json
 
 if TYPE_CHECKING:
@@ -169,6 +171,21 @@ def test_llama_cpp_says_it_unasked(recorded: Recorded, name: str) -> None:
 def test_parts_that_say_nothing(part: object) -> None:
     """Most of them."""
     assert LLMProvider().usage(Request(method="llm/chat"), part) is None
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"usage":{"prompt_tokens":11,"completion_tokens":5}}', USAGE),
+        (b'{"id":1,"error":"late","usage":{"prompt_tokens":11,"completion_tokens":5}}', USAGE),
+        (b'{"usage":{"prompt_tokens":1e999}}', None),
+        (b'{"usage":{"text":"\xff"}}', None),
+    ],
+)
+def test_a_whole_answer_that_passes(body: bytes, expected: Usage | None) -> None:
+    """It is as it was, also where what it says of its tokens cannot be read."""
+    found = passed_whole("openai", "http://x", Reply(200, "application/json", body))
+    assert (found.body, found.usage) == (body, expected)
 
 
 # -- through the dispatcher, against the stand-in ------------------------------------------------------------------

@@ -34,6 +34,8 @@ class _Face(msgspec.Struct):
 
     def max_output(self) -> int | None:
         """The limit on the output, in tokens."""
+        if not (self.max_completion_tokens or self.max_tokens or self.max_output_tokens or self.options):
+            return None
         for decoder, raw in (
             (_INT, self.max_completion_tokens),
             (_INT, self.max_tokens),
