@@ -169,7 +169,7 @@ class PluginHost:
                 _log.warning("plugin %s is %s: %s", it, it.status, it.reason)
         for name in self.unknown_disabled:
             hint = nearest(name, (it.name for it in self.records))
-            _log.warning("plugins.disabled names %r, which nothing has; %s", name, hint)
+            _log.warning("plugins.disabled names %r, which nothing has%s", name, f"; {hint}" if hint else "")
 
     def instance_changed(self, change: InstanceChange) -> None:
         """Tell the observers of ``gleitzeit_instance_changed``."""

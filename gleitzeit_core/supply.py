@@ -58,6 +58,9 @@ class SupplyHub(ResourceHub[OptionsT], Generic[OptionsT]):
         self._uses: Counter[str] = Counter()
         # Whose they are, and those of them that go for the sake of others.
         self._tenants: dict[str, str] = {}
+        # One more, by these options; see `_example`.
+        self._next_of: OptionsT | None = None
+        self._next: ResourceInstance
         self._leaving: set[str] = set()
         self._failed_in_a_row = self._short_lived = 0
         # Until then nothing is created, and why.
@@ -134,13 +137,20 @@ class SupplyHub(ResourceHub[OptionsT], Generic[OptionsT]):
         """Unless its bounds say that it creates none."""
         return self.supply.max_total > 0
 
+    @property
+    def _example(self) -> ResourceInstance:
+        """What one more would be, but for its number: asked for with every request that waits."""
+        if self._next_of is not self.options:
+            self._next_of, self._next = self.options, self.next(0)
+        return self._next
+
     async def open(self) -> None:
         """Create what is to be kept in any case, and wait for it; what is to be ready besides comes after the start.
 
         Raises:
             ValueError: Instances that belong to tenants would take work of several at once.
         """
-        if self.tenant_bound and self.next(0).max_concurrent > 1:
+        if self.tenant_bound and self._example.max_concurrent > 1:
             raise ValueError(f"hub {self.name!r} keeps instances for tenants: their max_concurrent must be 1")
         self._begin(self.supply.min_total - self._there)
         # One that is drained by hand meanwhile ends cancelled, which is no reason not to start.
@@ -154,7 +164,7 @@ class SupplyHub(ResourceHub[OptionsT], Generic[OptionsT]):
 
     def offer(self, requirements: Requirements) -> Offer:
         """Whether one more can be created, now or when one that drains, or belongs to another tenant, has gone."""
-        if not requirements.allow(self.next(0)):
+        if not requirements.allow(self._example):
             return Offer(OfferKind.NEVER)
         if self._retry is not None:
             return Offer(OfferKind.NEVER, reason=f"creating failed: {self._retry_why}")
@@ -164,7 +174,7 @@ class SupplyHub(ResourceHub[OptionsT], Generic[OptionsT]):
 
     async def scale(self, requirements: Requirements, wanted: int) -> None:
         """Begin to create as many as are wanted and are not being created yet."""
-        missing = math.ceil(wanted / self.next(0).max_concurrent) - len(self._creations)
+        missing = math.ceil(wanted / self._example.max_concurrent) - len(self._creations)
         # Those that are about to be gone make room, too.
         missing -= self._begin(missing) + len(self._leaving | self._destructions.keys())
         if self._retry is None and missing > 0:
@@ -281,7 +291,7 @@ class SupplyHub(ResourceHub[OptionsT], Generic[OptionsT]):
         room = len(self._owned) < self.supply.max_total or self._creations or self._leaving or self._destructions
         if instance.id not in self._tenants or room or self._retry is not None:
             return False
-        if self._open_sink().in_the_way(instance, self.next(0)):
+        if self._open_sink().in_the_way(instance, self._example):
             self._leaving.add(instance.id)
         return instance.id in self._leaving
 

@@ -121,7 +121,8 @@ async def test_one_that_ended_while_it_was_made_is_not_used(pool: Start) -> None
     (watch,) = pooled.hub._fleet.watches.values()
     coming = pooled.hub.next(1)
     told = config(pooled.hub.options, pooled.hub._owner.labels, hub="x")
-    container = Container("gleitzeit-ended-early", watch.engine)
+    # The hub knows of it, or would sweep it as one that was left behind.
+    container = pooled.hub._containers["early"] = Container("gleitzeit-ended-early", watch.engine)
     container.id = await watch.engine.create(container.name, told)
     container.ended.set_result("the container was paused")
     try:
@@ -130,6 +131,7 @@ async def test_one_that_ended_while_it_was_made_is_not_used(pool: Start) -> None
     finally:
         await container.stream.aclose()
         await watch.engine.remove(container.name)
+        del pooled.hub._containers["early"]
 
 
 async def test_single_use_means_one_use(pool: Start) -> None:

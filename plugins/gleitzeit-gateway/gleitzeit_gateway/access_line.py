@@ -42,6 +42,11 @@ def _where(method: str, path: str) -> str:
     return f"{printable(method)} {printable(path)}"
 
 
+@lru_cache(256)
+def _shown_key(name: str) -> str:
+    return printable(name)
+
+
 def _facts(call: Call) -> str:
     served, instance = call.served, ""
     if served is not None:
@@ -49,7 +54,7 @@ def _facts(call: Call) -> str:
     elif call.failed_on:
         instance = f" instance={call.failed_on}"
     model = f" model={printable(call.model)}" if call.model else ""
-    key = f" key={printable(call.tenant)}" if call.tenant else ""
+    key = f" key={_shown_key(call.tenant)}" if call.tenant else ""
     error = f" error={call.error}" if call.error else ""
     return f"{model}{instance}{key}{error}"
 

@@ -105,6 +105,7 @@ class Connections:
     def options(self, options: GatewayOptions) -> None:
         self._options = options
         self._idle.limit_s, self._heads.limit_s = options.idle_timeout_s, options.head_timeout_s
+        self._most_bytes, self._most_headers = options.max_head_bytes, options.max_headers
 
     def close(self) -> None:
         """Look after none of them any more."""
@@ -162,8 +163,8 @@ class Connections:
     def _is_usual(self, data: bytes) -> bool:
         """Whether it begins with a whole head that is within all limits, as nearly all that comes does."""
         end = data.find(b"\r\n\r\n")
-        within = 0 < end < self._options.max_head_bytes - 4 and data[0] not in b"\r\n"
-        return within and data.count(b"\n", 0, end) <= self._options.max_headers
+        within = 0 < end < self._most_bytes - 4 and data[0] not in b"\r\n"
+        return within and data.count(b"\n", 0, end) <= self._most_headers
 
     def _heard_of_head(self, connection: Connection, data: bytes) -> bool:
         if not connection.head_bytes:
@@ -172,7 +173,7 @@ class Connections:
         size = len(data) if found is None else found.end() - len(connection.tail)
         connection.head_bytes += size
         connection.head_lines += data.count(b"\n", 0, size)
-        most_bytes, most_headers = self._options.max_head_bytes, self._options.max_headers
+        most_bytes, most_headers = self._most_bytes, self._most_headers
         # Besides the headers there are the first line and the empty one.
         if connection.head_bytes > most_bytes or connection.head_lines > most_headers + 2:
             text = f"a request may have {most_headers} headers, and {most_bytes} bytes before its body"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from gleitzeit_core.errors import NoCapableInstance
@@ -17,7 +16,6 @@ from gleitzeit_core.errors import NoCapableInstance
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from gleitzeit_core.resources import Requirements
     from gleitzeit_core.runs import Run
 
 ROWS_MAX: Final = 1000
@@ -112,7 +110,7 @@ class Usage:
             self._turn()
         request, outcome = run.request, run.outcome
         # What nobody has heard of is any text that a caller made up: rows are not for that.
-        model = NOBODY if isinstance(error, NoCapableInstance) else _model(request.requirements) or NOBODY
+        model = NOBODY if isinstance(error, NoCapableInstance) else request.requirements.model or NOBODY
         of = (request.tenant or NOBODY, model, run.instance_id or NOBODY)
         row = self._rows.get(of) or _new(self._rows, Of(*of))
         row.requests += 1
@@ -190,11 +188,6 @@ def _new(rows: _Rows, of: Of) -> Used:
 def _merge(rows: _Rows, more: _Rows) -> None:
     for of, used in more.items():
         (rows.get(of) or _new(rows, Of(*of))).add(used)
-
-
-@lru_cache(1024)
-def _model(needs: Requirements) -> str:
-    return needs.model
 
 
 def _plain(used: Used) -> dict[str, Any]:

@@ -6,13 +6,13 @@ import logging
 import time
 from contextlib import aclosing
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from gleitzeit_core.errors import FailureKind, InstanceFailure, RequestError, UnknownMethod
 from gleitzeit_core.leases import next_fence
 from gleitzeit_core.provider import Provider
 from gleitzeit_core.requests import Method
-from gleitzeit_core.resources import ChannelKind, Requirements, Speaks, StreamChannel
+from gleitzeit_core.resources import ChannelKind, Requirements, Speaks
 from gleitzeit_python import info, job, runner, schemas
 from gleitzeit_python.answers import Collector
 from gleitzeit_python.exchange import Exchange
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from gleitzeit_core.leases import Lease
     from gleitzeit_core.provider import RequestOptions
     from gleitzeit_core.requests import Request
-    from gleitzeit_core.resources import Channel, ResourceInstance
+    from gleitzeit_core.resources import Channel, ResourceInstance, StreamChannel
     from gleitzeit_core.runs import InstanceReport
 
 logger = logging.getLogger(__name__)
@@ -188,9 +188,7 @@ class PythonProvider(Provider[PythonOptions]):
         request: Request,
     ) -> AsyncGenerator[dict[str, Any], None]:
         """The same in parts: standard output and error as they come, then the whole answer."""
-        if not isinstance(channel, StreamChannel):
-            text = f"cannot drive a {channel.kind} channel"
-            raise InstanceFailure(FailureKind.SERVER_ERROR, text, started=False)
+        channel = _stream(channel)
         taken_at, collector = time.monotonic(), Collector()
         params = info.question(request.params) if request.method == INFO else request.params
         asked, files = job.asked(params, self.options)
@@ -217,9 +215,9 @@ class PythonProvider(Provider[PythonOptions]):
 async def _reset(lease: Lease) -> None:
     """End the interpreter of a session, and clean up after it."""
     found = lease.instance.channel_for(PythonProvider.accepts)
-    if found is None or not isinstance(found[1], StreamChannel):
+    if found is None:
         return
-    channel = found[1]
+    channel = _stream(found[1])
     try:
         async with Exchange(channel, lease.fence, 0.0) as exchange:
             said = await exchange.reset()
@@ -229,6 +227,14 @@ async def _reset(lease: Lease) -> None:
         return
     if not (said["clean"] and _reusable(lease.instance)):
         await channel.aclose()
+
+
+def _stream(channel: Channel) -> StreamChannel:
+    # Its kind says so; to look for each of its methods would take longer than all else here.
+    if channel.kind is not ChannelKind.STREAM:
+        text = f"cannot drive a {channel.kind} channel"
+        raise InstanceFailure(FailureKind.SERVER_ERROR, text, started=False)
+    return cast("StreamChannel", channel)
 
 
 def _reusable(instance: ResourceInstance) -> bool:
