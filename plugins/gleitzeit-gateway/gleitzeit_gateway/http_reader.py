@@ -23,6 +23,8 @@ MAX_FIELD_BYTES: Final = 16 * 1024
 """Of one field, of the target, and of whatever else stands in one line."""
 MAX_FIELDS: Final = 256
 
+_KEPT_BYTES: Final = 4096
+"""A head that is longer is read each time."""
 _FRAMING: Final = ("content-length", "transfer-encoding")
 _BAD_REQUEST: Final = 400
 _TOO_LONG: Final = 414
@@ -98,6 +100,7 @@ class RequestReader:
         if self._written is not None:
             length, at = self._written.again(data)
             if at:
+                self._silent_bytes = 0
                 self._begun(Request(self._carrier, self._written.head, length))
                 self._left_bytes = int(length or 0)
                 return self._feed_body(data[at:])
@@ -249,6 +252,7 @@ class RequestReader:
         if self.current is not None and self._parser.should_upgrade() and _has_body(self.current):
             return  # What it takes for another protocol is the body.
         current, self.current = self.current, None
+        self._fields = []
         if current is None or self._problem is not None:
             return
         current.content.end()
@@ -265,6 +269,8 @@ def _written(request: Request, data: bytes) -> Written | None:
     """The head of `request` as it came at the beginning of `data`, where the next one like it need not be read."""
     headers, end = request.headers, data.find(b"\r\n\r\n") + 4
     usual = request.keep_alive and "Transfer-Encoding" not in headers and "Upgrade" not in headers
+    # Empty lines before it would be taken for it; and what each idle connection holds must be small.
+    usual = usual and data[0] not in b"\r\n" and end <= _KEPT_BYTES
     # One line for each field, the first and the empty one: nobody can see another end of it.
     if not usual or data.count(b"\n", 0, end) != len(headers) + 2:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -194,6 +195,36 @@ def test_however_the_length_is_written(field: bytes) -> None:
     sent = b"POST / HTTP/1.1\r\nHost: x\r\n" + field + b"\r\n\r\n" + b"abc"[:length]
     reader = read(sent, sent, sent)
     assert [body for _, _, _, body in found(reader)] == [b"abc"[:length]] * 3
+
+
+@pytest.mark.parametrize("before", [b"\r\n\r\n", b"\n\r\n\r\n", b"\n\n\r\n\r\n", b"\r\n"])
+def test_empty_lines_are_no_request(before: bytes) -> None:
+    """However many stand before a request, and whether they come again: each request is one."""
+    sent = before + b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    reader = read(sent, before, before, sent)
+    assert [target for _, target, _, _ in found(reader)] == ["/", "/"]
+
+
+def test_stray_ends_of_lines_add_up_to_nothing() -> None:
+    """Old senders put one after each body; however many requests they send, each is read."""
+    sent = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx\r\n"
+    reader = read(*[sent] * MAX_FIELD_BYTES)
+    assert len(reader.requests) == MAX_FIELD_BYTES
+
+
+def test_what_is_kept_of_a_head_is_small() -> None:
+    """A head may be long, also by blanks that count for no limit; what stays of it while a connection waits may not."""
+    sent = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx"
+    long = b"GET /long HTTP/1.1\r\nHost: a\r\nX:" + b" " * 200_000 + b"a\r\n\r\n"
+    reader = read(sent)
+    reader.requests.clear()
+    tracemalloc.start()
+    try:
+        reader.feed(sent + long)
+        reader.requests.clear()
+        assert tracemalloc.get_traced_memory()[0] < len(long) / 10
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_head_is_read_once() -> None:
