@@ -257,7 +257,8 @@ class AnswerReader:
 
 @lru_cache(64)
 def _media_type(value: bytes) -> str:
-    return _text(value.partition(b";")[0]).strip().lower()
+    # It is told in messages, which must be text.
+    return value.partition(b";")[0].decode("utf-8", "replace").strip().lower()
 
 
 def _text(value: bytes) -> str:
