@@ -17,7 +17,7 @@ from gleitzeit_core.errors import ConfigurationError, Problem
 
 FILE_NAME: Final = "gleitzeit.yaml"
 ENVIRONMENT_PREFIX: Final = "GLEITZEIT_"
-_PROGRAMS: Final = ("CI_RUN", "CONFIG", "DEBUG", "KEY", "LOG", "LOG_FORMAT", "LOG_LEVEL", "REQUIRE_ALL")
+_PROGRAMS: Final = ("CI_RUN", "CONFIG", "DEBUG", "FULL_SIZE", "KEY", "LOG", "LOG_FORMAT", "LOG_LEVEL", "REQUIRE_ALL")
 PROGRAM_VARIABLES: Final = frozenset(ENVIRONMENT_PREFIX + name for name in _PROGRAMS)
 """Environment variables for the programs themselves, which are no part of a configuration."""
 

@@ -62,11 +62,8 @@ class Line:
     def read_on(self) -> None:
         """Nothing is held back."""
 
-    async def send(self, data: bytes) -> None:
-        """Nothing is answered."""
-
     def put(self, data: bytes) -> bool:
-        """Nor so."""
+        """Nothing is answered."""
         return not data
 
     async def drained(self) -> None:
