@@ -7,7 +7,7 @@ its own, stands beside it.
     python benchmarks/containers.py                    # needs a Docker Engine and the image of `make test-image`
     python benchmarks/containers.py --runs 20 --only runs,many
 
-llm-sandbox takes part where it is installed: pip install llm-sandbox.
+Ours run on uvloop, as in `gleitzeit serve`. llm-sandbox takes part where it is installed: pip install llm-sandbox.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import docker
+import uvloop
 
 from gleitzeit_core.resources import ChannelKind, Requirements, Speaks
 from gleitzeit_docker.address import from_environment
@@ -277,4 +278,4 @@ async def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    sys.exit(uvloop.run(main()))

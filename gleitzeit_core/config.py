@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from gleitzeit_core.config_messages import MASK, explain, keys_of, secrets_in, unknown_key
+from gleitzeit_core.config_messages import MASK, keys_of, secrets_in, unknown_key, validated
 from gleitzeit_core.config_reading import (
     ConfigPath,
     PluginsSection,
@@ -337,9 +337,8 @@ class _Checker:
             for name in sorted(value.keys() - known):
                 self._problem((*path, name), "unknown key", unknown_key(name, known))
         try:
-            checked = model.model_validate(value, context={"base_dir": self.raw.base_dir})
-        except ValidationError as error:
-            self.problems += explain(error, model, value, path, self.raw.place)
+            checked, problems = validated(model, value, path, self.raw.place, {"base_dir": self.raw.base_dir})
+            self.problems += problems
         except Exception as error:  # noqa: BLE001 - a plugin's own validators may raise anything
             self._problem(path, f"cannot be checked: {type(error).__name__} in {model.__name__}")
         return checked if len(self.problems) == before else None

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Final, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from gleitzeit_core.config_reading import path_text
 from gleitzeit_core.errors import Problem, nearest
@@ -16,14 +16,18 @@ from gleitzeit_core.errors import Problem, nearest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pydantic import ValidationError
+    from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
     from gleitzeit_core.config_reading import ConfigPath
 
+    _Place = Callable[[ConfigPath], str]
+
+_M = TypeVar("_M", bound=BaseModel)
 MASK: Final = "***"
 _SECRET_WORDS: Final = frozenset({"authorization", "cookie", "key", "keys", "passwd", "password", "secret", "token"})
 _MAX_SHOWN: Final = 60
+_EITHER: Final = (Union, UnionType, Annotated, Literal)
 
 _SENTENCES: Final = {
     "bool": "must be true or false",
@@ -79,24 +83,30 @@ def secrets_in(value: object, path: ConfigPath = (), at_least: int = 4) -> Itera
         yield str(value)
 
 
-def explain(
-    error: ValidationError, model: type[BaseModel], data: object, path: ConfigPath, place: Callable[[ConfigPath], str]
-) -> list[Problem]:
-    """One problem for each mistake.
+def validated(
+    model: type[_M], data: object, path: ConfigPath = (), place: _Place = lambda _: "", context: object = None
+) -> tuple[_M | None, list[Problem]]:
+    """`data` as a `model`, and one problem for each mistake; where there is any, there is no model.
 
     Args:
-        error: What validating `data` raised.
-        model: What it was validated with.
+        model: What it should be.
         data: What stands at `path`.
-        path: Where the model's data stands in the configuration.
+        path: Where that is in the configuration.
         place: Where the data at a path comes from.
+        context: For the model's own validators.
     """
-    items = [(item, _real_path(item, data)) for item in error.errors(include_url=False)]
+    found, mistakes = None, []
+    try:
+        found = model.model_validate(data, context=context)
+    except ValidationError as error:
+        mistakes = error.errors(include_url=False)
+    # By place: each sentence with its suggestion.
+    told = {here: {"must be a number, not true or false": ""} for here in _booleans(model, data)}
+    items = [(item, here) for item in mistakes if (here := _real_path(item, data)) not in told]
     misspelt = [here for item, here in items if item["type"] == "extra_forbidden"]
     meant = {
         (*here[:-1], key) for here in misspelt for key in get_close_matches(str(here[-1]), keys_of(model, here[:-1]), 1)
     }
-    told: dict[ConfigPath, dict[str, str]] = {}
     for item, here in items:
         if item["type"] == "missing" and here in meant:
             continue  # a misspelt key is one mistake
@@ -104,10 +114,11 @@ def explain(
         if item["type"].endswith("_type") and any(h[: len(here)] == here != h for _, h in items):
             continue
         told.setdefault(here, {})[_sentence(item, (*path, *here))] = _suggestion(item, model, here)
-    return [
+    problems = [
         Problem(path_text(full), " or ".join(told[here]), next(iter(told[here].values())), place(full))
         for here, full in ((here, (*path, *here)) for here in told)
     ]
+    return None if problems else found, problems
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
@@ -118,13 +129,35 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
 
 def keys_of(annotation: Any, path: ConfigPath = ()) -> set[str]:  # noqa: ANN401 - annotations have no common type
     """The keys that may stand at `path` below a value of this annotation."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        fields = {str(field.validation_alias or name): field for name, field in annotation.model_fields.items()}
-        if not path:
-            return set(fields)
-        return keys_of(fields[path[0]].annotation, path[1:]) if path[0] in fields else set()
-    rest = path if get_origin(annotation) in (Union, UnionType, Annotated) else path[1:]
-    return {key for arg in get_args(annotation) for key in keys_of(arg, rest)}
+    return {str(key) for kind in _kinds(annotation, path) for key in _fields(kind)}
+
+
+def _booleans(model: type[BaseModel], data: object, path: ConfigPath = ()) -> Iterator[ConfigPath]:
+    """Where `data` has true or false and `model` a number, as which pydantic would take them."""
+    kinds = list(_kinds(model, path))
+    if kinds and isinstance(data, Mapping | list):
+        for key, item in data.items() if isinstance(data, Mapping) else enumerate(data):
+            yield from _booleans(model, item, (*path, key))
+    elif isinstance(data, bool) and (int in kinds or float in kinds):
+        yield from () if any(kind in kinds for kind in (bool, Any, object, data)) else (path,)
+
+
+def _kinds(annotation: Any, path: ConfigPath) -> Iterator[Any]:  # noqa: ANN401 - annotations have no common type
+    """Of what may stand at `path` below a value of this annotation: types, and what a literal allows."""
+    origin, fields = get_origin(annotation), _fields(annotation)
+    if path and path[0] in fields:
+        yield from _kinds(fields[path[0]].annotation, path[1:])
+    elif path or origin in _EITHER:
+        for arg in get_args(annotation):
+            yield from _kinds(arg, path if origin in _EITHER else path[1:])
+    else:
+        yield annotation
+
+
+def _fields(kind: object) -> dict[str | int, FieldInfo]:
+    """Of a model, by the keys under which they are given; none of anything else."""
+    fields: dict[str, FieldInfo] = getattr(kind, "model_fields", {})
+    return {str(field.validation_alias or name): field for name, field in fields.items()}
 
 
 def _real_path(item: ErrorDetails, data: Any) -> ConfigPath:  # noqa: ANN401 - any data

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from gleitzeit_core.config_messages import explain
+from gleitzeit_core.config_messages import validated
 from gleitzeit_core.errors import InvalidRequest
 from gleitzeit_core.resources import ANONYMOUS, MODEL, Requirements
 
@@ -59,11 +59,10 @@ def of_tenant(requirements: Requirements, tenant: str, hubs: Iterable[ResourceHu
 
 def checked(model: type[M], data: Mapping[str, Any]) -> M:
     """`data` as a `model`; `InvalidRequest`, with all that is wrong, if it is none."""
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        problems = explain(error, model, data, (), lambda _: "")
-        raise InvalidRequest("; ".join(map(str, problems)), param=problems[0].path or None) from None
+    found, problems = validated(model, data)
+    if found is None:
+        raise InvalidRequest("; ".join(map(str, problems)), param=problems[0].path or None)
+    return found
 
 
 def positive(name: str, value: object) -> float:
@@ -72,6 +71,6 @@ def positive(name: str, value: object) -> float:
     Raises:
         InvalidRequest: It is not a number above 0.
     """
-    if isinstance(value, int | float) and value > 0:
+    if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
         return value
     raise InvalidRequest(f"{name} must be a number above 0, not {value!r}", param=name)

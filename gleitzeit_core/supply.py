@@ -130,6 +130,13 @@ class SupplyHub(ResourceHub[OptionsT], Generic[OptionsT]):
             self._look()
             self.supply_changed()
 
+    def retry_now(self) -> None:
+        """What made a creation fail may be gone: end the pause after it, and do as `resupply` does."""
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        self.resupply()
+
     # -- as every hub ------------------------------------------------------------------------------------------
 
     @property
@@ -349,14 +356,10 @@ class SupplyHub(ResourceHub[OptionsT], Generic[OptionsT]):
         """Create nothing for a while, after it went wrong so many times in a row."""
         self.problem = self._retry_why = why
         if self._retry is None:
-            self._retry = self._later(min(_BACK_OFF_S * 2.0 ** min(times - 1, 16), _BACK_OFF_MAX_S), self._may_retry)
+            self._retry = self._later(min(_BACK_OFF_S * 2.0 ** min(times - 1, 16), _BACK_OFF_MAX_S), self.retry_now)
 
     def _later(self, seconds: float, callback: Callable[[], None]) -> TimerHandle:
         return self._clock.call_at(self._clock.monotonic() + seconds, callback)
-
-    def _may_retry(self) -> None:
-        self._retry = None
-        self.resupply()
 
     # -- ending ------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from gleitzeit_core.provider import Provider
 from gleitzeit_core.requests import Method, Request, new_request
 from gleitzeit_core.testing.contract import ContractProvider
 from gleitzeit_core.testing.scripted import ScriptedHub, ScriptedProvider
-from gleitzeit_core.testing.todo import Todo
+from gleitzeit_core.testing.todo import Todo, turns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -45,12 +45,6 @@ class Gated(ScriptedHub):
         if self.slow_end:
             self.ends.append(Todo("end"))
             await self.ends[-1].wait()
-
-
-async def turns(count: int = 10) -> None:
-    """Let the others run for a while."""
-    for _ in range(count):
-        await asyncio.sleep(0)
 
 
 # -- three ways -----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Work that waits for a test."""
+"""Work that waits for a test, and a test that waits for the rest."""
 
 from __future__ import annotations
 
@@ -78,3 +78,9 @@ class Todos(Generic[T]):
     async def take(self, count: int) -> list[T]:
         """The next `count`."""
         return [await self.next() for _ in range(count)]
+
+
+async def turns(count: int = 20) -> None:
+    """Let the others run for a while."""
+    for _ in range(count):
+        await asyncio.sleep(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from gleitzeit_core.dispatch import Dispatcher
@@ -11,7 +10,7 @@ from gleitzeit_core.requests import Outcome, Result
 from gleitzeit_core.resources import HttpChannel, Ownership, Requirements, ResourceInstance, instance_id
 from gleitzeit_core.supply import SupplyHub, SupplyOptions
 from gleitzeit_core.testing.clock import ManualClock
-from gleitzeit_core.testing.todo import Todo, Todos
+from gleitzeit_core.testing.todo import Todo, Todos, turns
 
 if TYPE_CHECKING:
     from gleitzeit_core.leases import LeaseRequest
@@ -137,9 +136,3 @@ class Running(Generic[HubT]):
     def endpoints(self) -> list[str]:
         """Of all there are."""
         return sorted(instance.endpoint for instance in self.hub.instances)
-
-
-async def turns(count: int = 20) -> None:
-    """Let the others run for a while."""
-    for _ in range(count):
-        await asyncio.sleep(0)

@@ -8,40 +8,23 @@ from collections import Counter
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 from gleitzeit_core.dispatch import DEFAULT_ROUTE, Dispatcher
 from gleitzeit_core.requests import Outcome, Result
 from gleitzeit_core.routing import HedgePolicy, Route
 from gleitzeit_core.testing.clock import ManualClock
 from gleitzeit_core.testing.scripted import Call, ScriptedHub, ScriptedProvider
+from gleitzeit_core.testing.todo import turns
+from tests.tasks import next_part, nothing_left
+from tests.watching import Watcher
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
-    from gleitzeit_core.hookspecs import InstanceChange
-    from gleitzeit_core.requests import FinishedRequest
     from gleitzeit_core.runs import Stream
 
 # Every request earns a second try, which begins after 1 second.
 ALWAYS = HedgePolicy(percentile=50.0, budget=1.0, min_samples=1)
 SLOW_S = 1.1
-
-
-class Watcher:
-    """An observer of finished requests that remembers."""
-
-    observes_requests = True
-
-    def __init__(self) -> None:
-        self.finished: list[FinishedRequest] = []
-
-    def instance_changed(self, change: InstanceChange) -> None:
-        """Not looked at."""
-
-    def request_finished(self, finished: FinishedRequest) -> None:
-        """Remember."""
-        self.finished.append(finished)
 
 
 class Stage:
@@ -105,37 +88,17 @@ async def _answer(dispatcher: Dispatcher, provider: ScriptedProvider, request: A
     return answer.value, answer.served.tries
 
 
-async def next_part(parts: Stream) -> Any:  # noqa: ANN401 - a stream's part
-    """The next part of a stream."""
-    return await anext(parts)
-
-
 @contextlib.asynccontextmanager
 async def stage(
     instances: dict[str, dict[str, Any]] | Iterable[str] = ("a", "b"),
     **route: Any,  # noqa: ANN401 - any field
 ) -> AsyncIterator[Stage]:
     """Everything set up; at the end nothing may be left, and nothing may have gone wrong unseen."""
-    before, unseen = asyncio.all_tasks(), list[Any]()
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
-    made = Stage(instances, **route)
-    await made.dispatcher.shell.add_hub(made.hub)
-    yield made
-    await turns()
-    assert (made.dispatcher.active, made.in_flight) == (0, 0)
-    await made.dispatcher.aclose()
-    assert not asyncio.all_tasks() - before
+    async with nothing_left():
+        made = Stage(instances, **route)
+        await made.dispatcher.shell.add_hub(made.hub)
+        yield made
+        await turns()
+        assert (made.dispatcher.active, made.in_flight) == (0, 0)
+        await made.dispatcher.aclose()
     assert made.clock.pending == 0
-    assert not unseen
-
-
-async def turns(count: int = 8) -> None:
-    """Let the others run for a while."""
-    for _ in range(count):
-        await asyncio.sleep(0)
-
-
-async def ended(task: asyncio.Task[Any]) -> None:
-    """Wait until a task was cancelled."""
-    with pytest.raises(asyncio.CancelledError):
-        await task

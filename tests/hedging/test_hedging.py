@@ -7,8 +7,10 @@ import asyncio
 import pytest
 
 from gleitzeit_core.errors import FailureKind, InstanceFailure, InvalidRequest, ShuttingDown
+from gleitzeit_core.testing.todo import turns
+from tests.tasks import ended, next_part
 
-from .stage import ended, next_part, stage, turns
+from .stage import stage
 
 # -- who wins -------------------------------------------------------------------------------------------------------------
 

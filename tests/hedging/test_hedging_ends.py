@@ -14,9 +14,11 @@ from gleitzeit_core.errors import DeadlineExceeded, FailureKind, ShuttingDown
 from gleitzeit_core.hedging import Leg, Race
 from gleitzeit_core.requests import Result
 from gleitzeit_core.routing import Route
+from gleitzeit_core.testing.todo import turns
 from gleitzeit_core.tries import Try
+from tests.tasks import ended
 
-from .stage import ALWAYS, SLOW_S, ended, stage, turns
+from .stage import ALWAYS, SLOW_S, stage
 
 # -- leaving --------------------------------------------------------------------------------------------------------------
 

@@ -9,8 +9,9 @@ import pytest
 
 from gleitzeit_core.dispatch import DEFAULT_ROUTE
 from gleitzeit_core.routing import HedgePolicy, Route
+from gleitzeit_core.testing.todo import turns
 
-from .stage import SLOW_S, stage, turns
+from .stage import SLOW_S, stage
 
 
 @pytest.mark.parametrize(

@@ -7,38 +7,21 @@ import contextlib
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 from gleitzeit_core.dispatch import Dispatcher
 from gleitzeit_core.resources import Requirements
 from gleitzeit_core.testing.clock import ManualClock
 from gleitzeit_core.testing.scripted import ScriptedHub, ScriptedProvider
+from gleitzeit_core.testing.todo import turns
+from tests.tasks import nothing_left
+from tests.watching import Watcher
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from gleitzeit_core.hookspecs import InstanceChange
     from gleitzeit_core.leases import Lease
-    from gleitzeit_core.requests import FinishedRequest
     from gleitzeit_core.routing import Route
 
 ANY = Requirements(accepts=(), kind="echo")
-
-
-class Watcher:
-    """An observer of finished requests that remembers."""
-
-    observes_requests = True
-
-    def __init__(self) -> None:
-        self.finished: list[FinishedRequest] = []
-
-    def instance_changed(self, change: InstanceChange) -> None:
-        """Not looked at."""
-
-    def request_finished(self, finished: FinishedRequest) -> None:
-        """Remember."""
-        self.finished.append(finished)
 
 
 class Stage:
@@ -92,26 +75,11 @@ async def stage(
     clock: ManualClock | None = None,
 ) -> AsyncIterator[Stage]:
     """Everything set up; at the end nothing may be left, and nothing may have gone wrong unseen."""
-    before, unseen = asyncio.all_tasks(), list[Any]()
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
-    made = Stage(instances or {"a": {"max_concurrent": 1}}, routes or [], clock or ManualClock())
-    await made.dispatcher.shell.add_hub(made.hub)
-    yield made
-    await turns()
-    assert (made.dispatcher.active, made.waiting, made.in_flight) == (0, 0, 0)
-    await made.dispatcher.aclose()
-    assert not asyncio.all_tasks() - before
+    async with nothing_left():
+        made = Stage(instances or {"a": {"max_concurrent": 1}}, routes or [], clock or ManualClock())
+        await made.dispatcher.shell.add_hub(made.hub)
+        yield made
+        await turns()
+        assert (made.dispatcher.active, made.waiting, made.in_flight) == (0, 0, 0)
+        await made.dispatcher.aclose()
     assert clock is not None or made.clock.pending == 0
-    assert not unseen
-
-
-async def turns(count: int = 8) -> None:
-    """Let the others run for a while."""
-    for _ in range(count):
-        await asyncio.sleep(0)
-
-
-async def ended(task: asyncio.Task[Any]) -> None:
-    """Wait until a task was cancelled."""
-    with pytest.raises(asyncio.CancelledError):
-        await task

@@ -15,8 +15,10 @@ from gleitzeit_core.errors import (
 )
 from gleitzeit_core.resources import Requirements
 from gleitzeit_core.testing.contract import ContractHub, ContractOptions, ContractProvider
+from gleitzeit_core.testing.todo import turns
+from tests.tasks import ended
 
-from .stage import ANY, ended, stage, turns
+from .stage import ANY, stage
 
 
 async def test_work_under_a_lease_takes_no_second_slot() -> None:

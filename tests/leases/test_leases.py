@@ -19,8 +19,10 @@ from gleitzeit_core.errors import (
 )
 from gleitzeit_core.resources import Requirements
 from gleitzeit_core.routing import Route
+from gleitzeit_core.testing.todo import turns
+from tests.tasks import ended
 
-from .stage import ANY, Stage, ended, stage, turns
+from .stage import ANY, Stage, stage
 
 # -- holding --------------------------------------------------------------------------------------------------------------
 

@@ -17,8 +17,10 @@ from gleitzeit_core.errors import (
 from gleitzeit_core.persistence import MemoryStore, StoredLease
 from gleitzeit_core.routing import Route
 from gleitzeit_core.testing.clock import ManualClock
+from gleitzeit_core.testing.todo import turns
+from tests.tasks import ended
 
-from .stage import ANY, Stage, ended, stage, turns
+from .stage import ANY, Stage, stage
 
 if TYPE_CHECKING:
     from gleitzeit_core.persistence import Leases

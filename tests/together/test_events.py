@@ -14,10 +14,9 @@ from gleitzeit_core.hookspecs import InstanceChange
 from gleitzeit_core.manager import ResourceManager
 from gleitzeit_core.requests import FinishedRequest, Request, Served
 from gleitzeit_core.resources import HttpChannel, ResourceInstance
-from gleitzeit_ollama.testing import OllamaServer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from gleitzeit_ollama.testing import OllamaServer
 
 QUESTION = {"model": "smollm2", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -194,13 +193,6 @@ async def test_a_reader_who_is_cancelled_loses_nothing(events: Events) -> None:
 
 
 # -- of a manager
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[OllamaServer]:
-    """One that runs."""
-    async with OllamaServer() as server:
-        yield server
 
 
 def manager_over(server: OllamaServer) -> ResourceManager:

@@ -185,13 +185,6 @@ BROKEN_URL = "http://127.0.0.1:9"
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[OllamaServer]:
-    """One that runs."""
-    async with OllamaServer() as server:
-        yield server
-
-
-@pytest.fixture
 async def manager(server: OllamaServer) -> AsyncIterator[ResourceManager]:
     """Over it."""
     hubs = {"lan": {"type": "ollama", "instances": [{"url": server.url, "max_concurrent": 4}]}}

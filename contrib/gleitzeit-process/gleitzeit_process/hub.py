@@ -65,6 +65,7 @@ class ProcessHub(SupplyHub[ProcessOptions]):
             environment=options.environment,
             preload=tuple(options.preload),
             limits=options.limits.model_dump(exclude_none=True),
+            place=f"hubs.{self.name}.",
         )
         try:
             child, hello = await Child.start(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -168,6 +169,15 @@ async def test_interpreter_that_is_none(
         with pytest.raises(RequestError, match=message):
             await execute(provider, "1")
         assert provider.dispatcher.shell.hubs["process"].problem
+
+
+async def test_module_that_cannot_be_preloaded(runners: Runners, execute: Execute) -> None:
+    """It is named, with its place in the configuration, to those who wait and in the hub's problem."""
+    message = r"hubs\.process\.preload: module 'no_such_module' cannot be imported: ModuleNotFoundError"
+    async with runners(preload=["no_such_module"]) as provider, asyncio.timeout(30):
+        with pytest.raises(RequestError, match=message):
+            await execute(provider, "1")
+        assert re.search(message, provider.dispatcher.shell.hubs["process"].problem)
 
 
 async def test_agent_that_never_gets_ready(runners: Runners, execute: Execute) -> None:

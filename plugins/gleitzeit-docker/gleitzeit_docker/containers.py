@@ -156,7 +156,7 @@ def not_kept(profile: Profile, info: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def agent_options(options: DockerOptions) -> AgentOptions:
+def agent_options(options: DockerOptions, hub: str) -> AgentOptions:
     """What a runner is told through its channel; the environment is not to be seen by whoever inspects a container."""
     profile = options.profile_used()
     user = profile.user.partition(":")[0]
@@ -166,6 +166,7 @@ def agent_options(options: DockerOptions) -> AgentOptions:
         environment=environment_of(options),
         places=tuple(path for path in profile.tmpfs if path != TMP),
         preload=tuple(options.preload),
+        place=f"hubs.{hub}.",
     )
 
 

@@ -68,7 +68,7 @@ class DockerHub(SupplyHub[DockerOptions]):
         for name, address in self.options.engines_used():
             told = await asyncio.to_thread(config, self.options, owner.labels, hub=self.name, here=address.is_local)
             self._configs[name] = told
-        self._fleet = Fleet(self.options, owner, self, usable_again=self._retry_now)
+        self._fleet = Fleet(self.options, owner, self, usable_again=self.retry_now)
         try:
             await self._fleet.open()
         except RuntimeMissing as error:
@@ -280,14 +280,6 @@ class DockerHub(SupplyHub[DockerOptions]):
         for container in self.containers_on(engine):
             if container.ready and container.stream is not None and container.stream.closed:
                 self.lost(container, f"engine {engine.name} is gone")
-
-    def _retry_now(self) -> None:
-        """What was in the way may be gone: do not wait for the end of a pause."""
-        if self._retry is not None:
-            self._retry.cancel()
-            self._may_retry()
-        elif self.running:
-            self.resupply()
 
 
 def _models(options: DockerOptions) -> dict[str, Any]:

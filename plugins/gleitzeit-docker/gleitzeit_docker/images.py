@@ -212,11 +212,14 @@ class Images:
 
     def why_missing(self, engine: Engine) -> str:
         """For people: what is known of an image that is not there."""
+        command = f"gleitzeit docker pull {self.name}"
         if engine.name in self._pulls:
             percent = self._progress[engine.name].percent
-            return f"image {self.name} is being pulled{'' if percent is None else f' ({percent} %)'}"
+            done = "" if percent is None else f" ({percent} %)"
+            # A command that asks for one container ends sooner than the pull, and that with it.
+            return f"image {self.name} is being pulled{done}; {command!r} waits for it"
         failure = self._failures.get(engine.name)
-        return f"image {self.name} is missing on {engine.name}: {failure or f'gleitzeit docker pull {self.name}'}"
+        return f"image {self.name} is missing on {engine.name}: {failure or command}"
 
     def pull(self, engine: Engine) -> asyncio.Task[None]:
         """Begin to pull it, unless that is being done already."""

@@ -7,9 +7,7 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from gleitzeit_core.config_messages import explain
+from gleitzeit_core.config_messages import validated
 from gleitzeit_core.errors import ConfigurationError
 from gleitzeit_docker.engine import Engine
 from gleitzeit_docker.errors import DockerError
@@ -68,10 +66,10 @@ def checked_options(data: dict[str, Any]) -> DockerOptions:
     Raises:
         ConfigurationError: With everything that is wrong.
     """
-    try:
-        return DockerOptions.model_validate(data)
-    except ValidationError as error:
-        raise ConfigurationError(explain(error, DockerOptions, data, (), lambda _: "")) from None
+    options, problems = validated(DockerOptions, data)
+    if options is None:
+        raise ConfigurationError(problems)
+    return options
 
 
 def _names(hubs: Mapping[str, DockerOptions]) -> dict[Address, str]:

@@ -44,18 +44,18 @@ async def started(
         channel: Channel = await _served(container, coming, options)
         details: Mapping[str, Any] = {}
     else:
-        channel, details = await _runs(container, options)
+        channel, details = await _runs(container, options, coming.hub)
     if container.ended.done():
         raise await _failure(container)
     return channel, details
 
 
-async def _runs(container: Container, options: DockerOptions) -> tuple[Channel, Mapping[str, Any]]:
+async def _runs(container: Container, options: DockerOptions, hub: str) -> tuple[Channel, Mapping[str, Any]]:
     engine = container.engine
     stream = container.stream = await engine.attach(container.id)
     await engine.start(container.id)
     try:
-        hello = await start(stream, options=agent_options(options), timeout_s=options.create_timeout_s)
+        hello = await start(stream, options=agent_options(options, hub), timeout_s=options.create_timeout_s)
     except InstanceFailure as failure:
         if stream.closed and not stream.log:
             # How it ended, such as for memory, the engine tells in a moment.

@@ -18,6 +18,8 @@ from gleitzeit_docker.hub import DockerHub
 from gleitzeit_docker.options import DockerOptions
 from gleitzeit_python.provider import PythonProvider
 
+from .waiting import until
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
@@ -45,9 +47,7 @@ class Sandbox:
         """The pool has its size, and a run in it leaves and finds nothing."""
         answer = await self.run(LEFT_OVER)
         assert answer["result"] == [], answer
-        async with asyncio.timeout(20):
-            while len(self.hub._containers) != size or len(self.hub.instances) != size:
-                await asyncio.sleep(0.02)
+        await until(lambda: len(self.hub._containers) == len(self.hub.instances) == size)
 
     def container(self) -> str:
         """The id of the only one."""
@@ -437,8 +437,7 @@ async def test_the_environment_reaches_payloads_but_no_inspection(engine: APICli
 
 async def _busy(box: Sandbox) -> None:
     """Until a run has begun in the container."""
-    while not box.provider.dispatcher.shell.admission.pool.in_flight:
-        await asyncio.sleep(0.01)
+    await until(lambda: box.provider.dispatcher.shell.admission.pool.in_flight)
     await asyncio.sleep(0.3)
 
 

@@ -23,6 +23,8 @@ from gleitzeit_docker.options import DockerOptions
 from gleitzeit_docker.owners import OWNER, PLACE, Owner
 from gleitzeit_docker.testing import EngineProxy
 
+from .waiting import until
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
@@ -113,12 +115,6 @@ async def script(tmp_path: Path) -> AsyncIterator[Script]:
         yield started
 
 
-async def _until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 def _left_over() -> dict[str, Any]:
     """A container of an owner that has ended, as an engine lists it."""
     owner = Owner.begin()
@@ -145,7 +141,7 @@ async def test_containers_are_compared_when_events_are_told_of(script: Script, r
     script.events_after_s = 0.2
     await run_hub(engines=[script.url], pull="never")
     before = list(script.asked)
-    await _until(lambda: "GET containers/json" in script.asked[len(before) :])
+    await until(lambda: "GET containers/json" in script.asked[len(before) :])
     asked = script.asked[len(before) :]
     assert asked.index("GET events") < asked.index("GET containers/json")
 
@@ -182,7 +178,7 @@ async def test_one_call_that_hangs_is_enough(script: Script) -> None:
         assert await engine.call(lambda client: client.info()) == WELL
         script.silent |= {"GET info"}
         calls = [asyncio.create_task(engine.call(lambda client: client.info())) for _ in range(4)]
-        await _until(lambda: script.asked.count("GET info") == 2)
+        await until(lambda: script.asked.count("GET info") == 2)
         script.silent |= {"GET _ping"}
         errors = await asyncio.gather(*calls, return_exceptions=True)
         assert all(isinstance(error, EngineDown) and error.hangs for error in errors)
@@ -198,7 +194,7 @@ async def test_a_call_that_waits_can_be_left_at_once(script: Script) -> None:
         await engine.call(lambda client: client.info())
         script.silent |= {"GET info"}
         sent = asyncio.create_task(engine.call(lambda client: client.info()))
-        await _until(lambda: script.asked.count("GET info") == 2)
+        await until(lambda: script.asked.count("GET info") == 2)
         waits = asyncio.create_task(engine.call(lambda client: client.info()))
         await asyncio.sleep(0)
         waits.cancel()
@@ -230,12 +226,12 @@ async def test_an_engine_that_hangs_does_not_stop_the_others(
     async with EngineProxy(SOCKET, tmp_path / "engine.sock") as proxy:
         pooled = await pool(engines=[{"url": proxy.url, "name": "far"}, near], call_timeout_s=1, max_total=4)
         proxy.hang()
-        await _until(lambda: "far" in pooled.hub.problem)
+        await until(lambda: "far" in pooled.hub.problem)
         await pooled.hub.scale(ANY, 2)
         await pooled.until(lambda: len(pooled.ready()) == 2)
         assert {each.details["engine"] for each in pooled.ready()} == {"near"}
         proxy.go_on()
-        await _until(lambda: not pooled.hub.problem)
+        await until(lambda: not pooled.hub.problem)
         await pooled.dispatcher.aclose()
 
 

@@ -158,6 +158,13 @@ async def test_a_runner_without_memory_to_begin_is_told_so(pool: Start) -> None:
     assert "before it was ready; the container ended with status 137" in pooled.hub.problem
 
 
+async def test_a_module_that_an_image_lacks_is_named(pool: Start) -> None:
+    """With the place of the option that asks for it."""
+    pooled = await pool(min_total=1, preload=["no_such_module"])
+    assert f"hubs.{pooled.hub.name}.preload: module 'no_such_module' cannot be imported" in pooled.hub.problem
+    assert not pooled.hub._containers
+
+
 async def test_a_runner_that_is_nobody_needs_no_capabilities(pool: Start) -> None:
     """And is used once, as it cannot clean up after payloads that are itself."""
     pooled = await pool(min_total=1, user="65534:65534", capabilities=[])

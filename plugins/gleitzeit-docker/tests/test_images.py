@@ -21,6 +21,8 @@ from gleitzeit_docker.images import Images, Progress, Step, find, full_name, pul
 from gleitzeit_docker.recipe import build, context, dockerfile
 from gleitzeit_docker.testing import Registry
 
+from .waiting import until
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
@@ -148,8 +150,7 @@ async def test_pulls_of_one_image_are_one(here: Engine, registry: Registry) -> N
     registry.open.clear()
     tasks = {images.pull(here) for _ in range(5)}
     assert len(tasks) == 1
-    while "being pulled (" not in images.why_missing(here):
-        await asyncio.sleep(0.01)
+    await until(lambda: "being pulled (" in images.why_missing(here))
     registry.open.set()
     await asyncio.wait_for(arrived.wait(), 20)
     assert images.on(here) is not None
@@ -162,15 +163,13 @@ async def test_a_hub_says_that_its_image_comes_and_goes_on_when_it_is_there(pool
     """Requests meanwhile fail at once, with the reason and how far it is; nobody waits for a download."""
     registry.open.clear()
     pooled = await pool(image=registry.image, min_total=0)
-    async with asyncio.timeout(20):
-        while "is being pulled (" not in pooled.hub.problem:
-            await asyncio.sleep(0.01)
-    with pytest.raises(RequestError, match="is being pulled"):
+    await until(lambda: "is being pulled (" in pooled.hub.problem)
+    with pytest.raises(
+        RequestError, match=rf"is being pulled.*; 'gleitzeit docker pull {registry.image}' waits for it"
+    ):
         await pooled.dispatcher.lease(ANY, timeout_s=5)
     registry.open.set()
-    async with asyncio.timeout(20):
-        while pooled.hub.problem:
-            await asyncio.sleep(0.01)
+    await until(lambda: not pooled.hub.problem)
     # There is no program in this one, and the engine says so.
     with pytest.raises(RequestError, match="python3"):
         await pooled.dispatcher.lease(ANY, timeout_s=5)

@@ -179,7 +179,7 @@ def test_a_profile_of_ones_own_overrides_single_fields(tmp_path: Path) -> None:
         "/tmp": f"rw,nosuid,nodev,mode=1777,size={32 * 1024**2}",  # noqa: S108 - the container's
         "/work": f"rw,nosuid,nodev,mode=1777,size={1024**2}",
     }
-    assert agent_options(options).places == ("/work",)
+    assert agent_options(options, "box").places == ("/work",)
     assert options.base_used() == "untrusted"
 
 
@@ -191,11 +191,11 @@ def test_a_directory_in_memory_of_ones_own_is_one_more() -> None:
 
 def test_payloads_are_never_root() -> None:
     """The agent makes them somebody else; where it is not root itself, it cannot, and need not."""
-    assert agent_options(checked({})).user == (65534, 65534)
-    assert agent_options(checked({"user": "1000:1000"})).user is None
+    assert agent_options(checked({}), "box").user == (65534, 65534)
+    assert agent_options(checked({"user": "1000:1000"}), "box").user is None
     # Nobody knows from here who these are.
     for user in ("00:0", "toor"):
-        assert agent_options(checked({"user": user})).user == (65534, 65534)
+        assert agent_options(checked({"user": user}), "box").user == (65534, 65534)
 
 
 def test_a_server_is_whom_its_image_says() -> None:
@@ -210,7 +210,7 @@ def test_secrets_are_not_shown() -> None:
     options = checked({"environment": {"TOKEN": "hidden"}})
     assert "hidden" not in repr(options)
     assert "hidden" not in json.dumps(config(options, {}, hub="x"))
-    assert agent_options(options).environment == {"TOKEN": "hidden"}
+    assert agent_options(options, "box").environment == {"TOKEN": "hidden"}
 
 
 def test_the_host_where_ports_are_reached_can_be_an_address_of_either_kind() -> None:

@@ -19,6 +19,8 @@ from gleitzeit_docker.attach import AttachedStream, attach
 from gleitzeit_docker.errors import Conflict, DockerError, EngineDown, NotFound
 from gleitzeit_docker.testing import EngineProxy
 
+from .waiting import until
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
@@ -192,8 +194,7 @@ async def test_an_ssh_that_has_ended_can_be_closed(monkeypatch: pytest.MonkeyPat
     connection = await wire.dial(Address("ssh://somewhere"), timeout_s=5)
     assert await connection.reader.read() == b""
     async with asyncio.timeout(5):
-        while not connection.writer.transport.is_closing():
-            await asyncio.sleep(0.01)
+        await until(connection.writer.transport.is_closing)
     await asyncio.sleep(0.05)
     await connection.aclose()
     await connection.aclose()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import shlex
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gleitzeit_gateway.access_line import printable
 from gleitzeit_llm import models
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
+    from gleitzeit_core.hub import ResourceHub
     from gleitzeit_core.resources import ResourceInstance
     from gleitzeit_core.runs import InstanceReport
 
@@ -22,18 +23,22 @@ _SHOWN: Final = 20
 _KEY: Final = ' -H "Authorization: Bearer $GLEITZEIT_KEY"'
 
 
-def greeting(url: str, reports: Sequence[InstanceReport], *, keys_needed: bool) -> str:
+def greeting(
+    url: str, reports: Sequence[InstanceReport], hubs: Collection[ResourceHub[Any]], *, keys_needed: bool
+) -> str:
     """The text, for a terminal.
 
     Args:
         url: Where the gateway listens.
         reports: All instances.
+        hubs: All hubs.
         keys_needed: Whether callers need a key.
     """
-    return "\n".join([f"Gleitzeit listens on {url}", *_instances(reports), *_models(url, reports, keys_needed)])
+    lines = *_instances(reports, hubs), *_models(url, reports, keys_needed)
+    return "\n".join([f"Gleitzeit listens on {url}", *lines])
 
 
-def _instances(reports: Sequence[InstanceReport]) -> Iterator[str]:
+def _instances(reports: Sequence[InstanceReport], hubs: Collection[ResourceHub[Any]]) -> Iterator[str]:
     yield "instances:"
     for report in reports[:_SHOWN]:
         reason = f" ({report.reason})" if report.reason else ""
@@ -41,7 +46,12 @@ def _instances(reports: Sequence[InstanceReport]) -> Iterator[str]:
     if len(reports) > _SHOWN:
         more, ready = len(reports) - _SHOWN, sum(report.serving for report in reports)
         yield f"  and {more} more, {ready} of all {len(reports)} ready; 'gleitzeit instances' lists them"
-    if not reports:
+    creating = [hub for hub in hubs if hub.creates]
+    for hub in creating:
+        if not hub.instances:
+            state, reason = ("degraded", f" ({hub.problem})") if hub.problem else ("on demand", "")
+            yield f"  {state:<13} {hub.kind:<9} hub {hub.name}{reason}"
+    if not reports and (not creating or len(creating) < len(hubs)):
         yield "  none yet: 'gleitzeit serve --instance URL', or a configuration from 'gleitzeit init'"
 
 

@@ -211,7 +211,8 @@ async def _serve(manager: ResourceManager, options: GatewayOptions, worker: Work
             await gateway.start()
             _spare_the_collector()
             if worker is None or worker.number == 1:
-                click.echo(greeting(gateway.url, manager.instances(), keys_needed=bool(options.keys)))
+                hubs = manager.dispatcher.shell.hubs.values()
+                click.echo(greeting(gateway.url, manager.instances(), hubs, keys_needed=bool(options.keys)))
             await _unless(stop.asked, reload_on_signal(manager, stop.reload))
             with contextlib.suppress(OSError):  # The terminal may be gone.
                 grace_s = gateway.options.grace_s

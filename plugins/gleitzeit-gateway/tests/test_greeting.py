@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import shlex
+from typing import TYPE_CHECKING, Any
 
+from gleitzeit_core.hub import HubOptions, ResourceHub
 from gleitzeit_core.resources import HttpChannel, ResourceInstance
 from gleitzeit_core.runs import InstanceReport
+from gleitzeit_core.testing.workshop import Running, Workshop, WorkshopOptions
 from gleitzeit_gateway.greeting import greeting
 from gleitzeit_llm.models import capability, entry
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 URL = "http://127.0.0.1:8484"
 
@@ -30,8 +36,22 @@ def _report(*names: str, warm: str = "", embeds: str = "", state: str = "ready",
     return InstanceReport(instance, state, 0, reason, limit=4, breaker="closed")
 
 
-def _said(*reports: InstanceReport, url: str = URL, keys_needed: bool = False) -> list[str]:
-    return greeting(url, reports, keys_needed=keys_needed).splitlines()
+def _said(
+    *reports: InstanceReport, hubs: Sequence[ResourceHub[Any]] = (), url: str = URL, keys_needed: bool = False
+) -> list[str]:
+    return greeting(url, reports, hubs, keys_needed=keys_needed).splitlines()
+
+
+class Lan(ResourceHub[HubOptions]):
+    """Finds what is there, and creates nothing."""
+
+    kind = "lan"
+
+
+def _workshop(problem: str = "") -> Workshop:
+    hub = Workshop(WorkshopOptions())
+    hub.problem = problem
+    return hub
 
 
 def _model_to_try(*reports: InstanceReport) -> str:
@@ -66,6 +86,32 @@ def test_without_models() -> None:
         "  none yet: 'gleitzeit serve --instance URL', or a configuration from 'gleitzeit init'",
         "models: none yet",
     ]
+
+
+def test_what_is_made_when_there_is_work() -> None:
+    """A hub that has made nothing yet is named, with what hinders it; there is nothing to be added then."""
+    assert _said(hubs=[_workshop(), _workshop("no wood")])[2:-1] == [
+        "  on demand     workshop  hub workshop",
+        "  degraded      workshop  hub workshop (no wood)",
+    ]
+    beside = _said(_report("a"), hubs=[Lan(HubOptions()), _workshop()])
+    assert beside[2:4] == ["  ready         ollama    http://gpu1:11434", "  on demand     workshop  hub workshop"]
+
+
+def test_hubs_that_find_nothing_need_servers() -> None:
+    """Also beside one that makes its own."""
+    hint = "  none yet: 'gleitzeit serve --instance URL', or a configuration from 'gleitzeit init'"
+    assert _said(hubs=[Lan(HubOptions())])[2:-1] == [hint]
+    assert _said(hubs=[_workshop(), Lan(HubOptions())])[2:-1] == ["  on demand     workshop  hub workshop", hint]
+
+
+async def test_what_has_instances_is_not_named() -> None:
+    """They are listed already."""
+    on = Running(Workshop, min_total=1)
+    await on.dispatcher.shell.add_hub(on.hub)
+    said = _said(*on.dispatcher.reports(), hubs=[on.hub])
+    await on.dispatcher.aclose()
+    assert said[2:-1] == ["  ready         workshop  bench-1"]
 
 
 def test_where_it_is_reached() -> None:

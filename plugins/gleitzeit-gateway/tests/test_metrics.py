@@ -114,7 +114,7 @@ async def test_a_hub_that_cannot_create_is_degraded(serve: Serve, ollama: Ollama
     assert value(samples, "gleitzeit_hub_degraded") == 1
     assert len([sample for sample in samples if sample.name == "gleitzeit_hub_degraded"]) == 2
     hub.quick = True
-    hub._may_retry()
+    hub.retry_now()
     await hub.scale(Requirements(accepts=()), 1)
     await gateway.until(lambda: not hub.problem)
     assert value(await samples_of(gateway), "gleitzeit_hub_degraded") == 0

@@ -6,10 +6,10 @@ import os
 import re
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from gleitzeit_core.config_messages import explain
 from gleitzeit_core.errors import InvalidRequest
+from gleitzeit_core.needs import checked
 
 if TYPE_CHECKING:
     import ssl
@@ -135,11 +135,7 @@ def by_hand(kind: type[OptionsT], settings: Mapping[str, Any]) -> OptionsT:
     told = {name: value for name, value in settings.items() if name not in ("type", "hub", "api_key_env")}
     if told.get("models", True) in ([], None):
         del told["models"]
-    try:
-        return kind.model_validate(told)
-    except ValidationError as error:
-        problems = explain(error, kind, told, (), lambda _: "")
-        raise InvalidRequest("; ".join(map(str, problems)), param=problems[0].path or None) from None
+    return checked(kind, told)
 
 
 def _check_key(key: str, where: str) -> None:

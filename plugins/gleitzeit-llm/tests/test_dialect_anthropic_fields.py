@@ -11,6 +11,8 @@ from gleitzeit_core.errors import InvalidRequest
 from gleitzeit_llm.dialects import CLIENTS, fields_from_anthropic, messages_from_anthropic
 from gleitzeit_llm.dialects.fields import Fate
 
+from .tables import check_complete, check_refused, has, rows
+
 if TYPE_CHECKING:
     from gleitzeit_llm.dialects.fields import Table
 
@@ -126,40 +128,22 @@ def _parsed(where: str, extra: dict[str, Any]) -> Any:  # noqa: ANN401 - compare
     return CLIENT.parse(CLIENT.endpoints[where], json.dumps({**base, **extra}).encode())
 
 
-def _rows(fate: Fate) -> list[Any]:
-    return [
-        pytest.param(where, name, id=f"{where} {name}")
-        for where, rules in fields_from_anthropic.TABLES.items()
-        for name, row in rules.rows.items()
-        if row.fate is fate
-    ]
-
-
 def _with(where: str, name: str) -> tuple[Any, Any]:
     needed = NEEDS.get(name, {})
     return _parsed(where, needed), _parsed(where, {**needed, name: FIELDS[name]})
 
 
-def _has(target: dict[str, Any], place: str) -> bool:
-    found: Any = target
-    for key in place.split("."):
-        if not isinstance(found, dict) or key not in found:
-            return False
-        found = found[key]
-    return True
-
-
-@pytest.mark.parametrize(("where", "name"), _rows(Fate.MAPPED))
+@pytest.mark.parametrize(("where", "name"), rows(fields_from_anthropic.TABLES, Fate.MAPPED))
 def test_mapped_fields_reach_the_protocol(where: str, name: str) -> None:
     """A mapped field changes the canonical request, at the places its row names."""
     places = fields_from_anthropic.TABLES[where].rows[name].to
     assert places
     without, found = _with(where, name)
     assert found != without
-    assert all(_has(found.params, place) for place in places)
+    assert all(has(found.params, place) for place in places)
 
 
-@pytest.mark.parametrize(("where", "name"), _rows(Fate.IGNORED))
+@pytest.mark.parametrize(("where", "name"), rows(fields_from_anthropic.TABLES, Fate.IGNORED))
 def test_ignored_fields_change_nothing(where: str, name: str) -> None:
     """An ignored field is let through without a trace, and its row says why that is right."""
     assert fields_from_anthropic.TABLES[where].rows[name].why
@@ -167,15 +151,11 @@ def test_ignored_fields_change_nothing(where: str, name: str) -> None:
     assert found == without
 
 
-@pytest.mark.parametrize(("where", "name"), _rows(Fate.REFUSED))
+@pytest.mark.parametrize(("where", "name"), rows(fields_from_anthropic.TABLES, Fate.REFUSED))
 def test_refused_fields_are_named(where: str, name: str) -> None:
     """A refused field raises, with its name and the reason; its neutral values go through."""
     row = fields_from_anthropic.TABLES[where].rows[name]
-    with pytest.raises(InvalidRequest) as caught:
-        _with(where, name)
-    assert caught.value.param == name
-    assert name in caught.value.message
-    assert row.why in caught.value.message
+    check_refused(row, name, lambda: _with(where, name))
     for value in row.neutral:
         assert _parsed(where, {name: value}) == _parsed(where, {})
 
@@ -247,8 +227,4 @@ def test_unknown_fields_inside_are_named(kind: str) -> None:
 
 def test_every_row_is_complete() -> None:
     """A refused or ignored row has a reason, a mapped one a place, and each has its own name as key."""
-    for rules in [*fields_from_anthropic.TABLES.values(), *(rules for rules, _, _ in INNER.values())]:
-        for name, row in rules.rows.items():
-            assert row.name == name
-            assert bool(row.to) is (row.fate is Fate.MAPPED)
-            assert bool(row.why) is (row.fate is not Fate.MAPPED)
+    check_complete([*fields_from_anthropic.TABLES.values(), *(rules for rules, _, _ in INNER.values())])

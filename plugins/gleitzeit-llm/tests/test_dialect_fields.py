@@ -21,6 +21,8 @@ from gleitzeit_llm.dialects.messages_to_openai import to_openai
 from gleitzeit_llm.dialects.values import text
 from gleitzeit_llm.protocol import CHAT, EMBED, GENERATE
 
+from .tables import check_complete, check_refused, has, rows
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -152,15 +154,6 @@ MESSAGE = {
 }
 
 
-def _rows(tables: dict[str, Table], fate: Fate) -> list[Any]:
-    return [
-        pytest.param(where, name, id=f"{where} {name}")
-        for where, rules in tables.items()
-        for name, row in rules.rows.items()
-        if row.fate is fate
-    ]
-
-
 def _encoded(where: str, extra: dict[str, Any]) -> dict[str, Any]:
     """What an OpenAI server is sent for the base request of a table with one more field."""
     method, base = TO_OPENAI[where]
@@ -185,16 +178,7 @@ def _from_openai(where: str, name: str) -> tuple[Any, Any]:
     return _parsed(where, needed), _parsed(where, {**needed, name: value})
 
 
-def _has(target: dict[str, Any], place: str) -> bool:
-    found: Any = target
-    for key in place.split("."):
-        if not isinstance(found, dict) or key not in found:
-            return False
-        found = found[key]
-    return True
-
-
-@pytest.mark.parametrize(("where", "name"), _rows(fields_to_openai.TABLES, Fate.MAPPED))
+@pytest.mark.parametrize(("where", "name"), rows(fields_to_openai.TABLES, Fate.MAPPED))
 def test_mapped_fields_reach_an_openai_server(where: str, name: str) -> None:
     """A mapped field changes what is sent, at the places its row names."""
     places = fields_to_openai.TABLES[where].rows[name].to
@@ -202,10 +186,10 @@ def test_mapped_fields_reach_an_openai_server(where: str, name: str) -> None:
     without, sent = _to_openai(where, name)
     # What every raw request says can make no difference between two of them.
     assert (sent != without) is ((where, name) != ("llm/generate raw", "raw"))
-    assert all(_has(sent, place) for place in places if not place.endswith("*"))
+    assert all(has(sent, place) for place in places if not place.endswith("*"))
 
 
-@pytest.mark.parametrize(("where", "name"), _rows(fields_to_openai.TABLES, Fate.IGNORED))
+@pytest.mark.parametrize(("where", "name"), rows(fields_to_openai.TABLES, Fate.IGNORED))
 def test_ignored_fields_change_nothing_there(where: str, name: str) -> None:
     """An ignored field is let through without a trace, and its row says why that is right."""
     assert fields_to_openai.TABLES[where].rows[name].why
@@ -213,21 +197,17 @@ def test_ignored_fields_change_nothing_there(where: str, name: str) -> None:
     assert sent == without
 
 
-@pytest.mark.parametrize(("where", "name"), _rows(fields_to_openai.TABLES, Fate.REFUSED))
+@pytest.mark.parametrize(("where", "name"), rows(fields_to_openai.TABLES, Fate.REFUSED))
 def test_refused_fields_are_named_there(where: str, name: str) -> None:
     """A refused field raises, with its name and the reason; its neutral values go through."""
     row = fields_to_openai.TABLES[where].rows[name]
     param = f"options.{name}" if where == "options" else name
-    with pytest.raises(InvalidRequest) as caught:
-        _to_openai(where, name)
-    assert caught.value.param == param
-    assert param in caught.value.message
-    assert row.why in caught.value.message
+    check_refused(row, param, lambda: _to_openai(where, name))
     for value in row.neutral:
         assert _encoded(where, {name: value}) == _encoded(where, {})
 
 
-@pytest.mark.parametrize(("where", "name"), _rows(fields_from_openai.TABLES, Fate.MAPPED))
+@pytest.mark.parametrize(("where", "name"), rows(fields_from_openai.TABLES, Fate.MAPPED))
 def test_mapped_fields_reach_the_protocol(where: str, name: str) -> None:
     """A mapped field of a caller changes the canonical request, at the places its row names."""
     places = fields_from_openai.TABLES[where].rows[name].to
@@ -235,11 +215,11 @@ def test_mapped_fields_reach_the_protocol(where: str, name: str) -> None:
     without, found = _from_openai(where, name)
     assert found != without
     flags = {"include_usage": found.include_usage, "base64_vectors": found.base64_vectors}
-    arrived = [place for place in places if _has(found.params, place) or flags.get(place)]
+    arrived = [place for place in places if has(found.params, place) or flags.get(place)]
     assert arrived == ([] if name == "tool_choice" else list(places))
 
 
-@pytest.mark.parametrize(("where", "name"), _rows(fields_from_openai.TABLES, Fate.IGNORED))
+@pytest.mark.parametrize(("where", "name"), rows(fields_from_openai.TABLES, Fate.IGNORED))
 def test_ignored_fields_change_nothing_here(where: str, name: str) -> None:
     """An ignored field of a caller is let through without a trace, and its row says why that is right."""
     assert fields_from_openai.TABLES[where].rows[name].why
@@ -247,15 +227,11 @@ def test_ignored_fields_change_nothing_here(where: str, name: str) -> None:
     assert found == without
 
 
-@pytest.mark.parametrize(("where", "name"), _rows(fields_from_openai.TABLES, Fate.REFUSED))
+@pytest.mark.parametrize(("where", "name"), rows(fields_from_openai.TABLES, Fate.REFUSED))
 def test_refused_fields_are_named_here(where: str, name: str) -> None:
     """A refused field of a caller raises, with its name and the reason; its neutral values go through."""
     row = fields_from_openai.TABLES[where].rows[name]
-    with pytest.raises(InvalidRequest) as caught:
-        _from_openai(where, name)
-    assert caught.value.param == name
-    assert name in caught.value.message
-    assert row.why in caught.value.message
+    check_refused(row, name, lambda: _from_openai(where, name))
     for value in row.neutral:
         assert _parsed(where, {name: value}) == _parsed(where, {})
 
@@ -353,11 +329,7 @@ def test_every_row_is_complete() -> None:
     tables = [*fields_to_openai.TABLES.values(), *fields_from_openai.TABLES.values()]
     for module in (messages_to_openai, messages_from_openai):
         tables += [module.MESSAGE, module.CALL, module.FUNCTION]
-    for rules in tables:
-        for name, row in rules.rows.items():
-            assert row.name == name
-            assert bool(row.to) is (row.fate is Fate.MAPPED)
-            assert bool(row.why) is (row.fate is not Fate.MAPPED)
+    check_complete(tables)
 
 
 def test_a_row_may_name_two_places() -> None:

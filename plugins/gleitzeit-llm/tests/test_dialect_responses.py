@@ -14,6 +14,8 @@ from gleitzeit_core.errors import InvalidRequest
 from gleitzeit_llm.dialects import CLIENTS, fields_from_responses, messages_from_responses
 from gleitzeit_llm.dialects.fields import Fate
 
+from .tables import check_complete, check_refused, has
+
 if TYPE_CHECKING:
     from gleitzeit_llm.dialects.fields import Table
 
@@ -143,15 +145,6 @@ def _rows(fate: Fate) -> list[str]:
     return [name for name, row in fields_from_responses.RESPONSES.rows.items() if row.fate is fate]
 
 
-def _has(target: dict[str, Any], place: str) -> bool:
-    found: Any = target
-    for key in place.split("."):
-        if not isinstance(found, dict) or key not in found:
-            return False
-        found = found[key]
-    return True
-
-
 # -- the tables ----------------------------------------------------------------------------------------------------
 
 
@@ -171,7 +164,7 @@ def test_mapped_fields_reach_the_protocol(name: str) -> None:
     places = fields_from_responses.RESPONSES.rows[name].to
     without, found = _with(name)
     assert found != without
-    assert all(_has({**found.params, "echo": found.echo}, place) for place in places)
+    assert all(has({**found.params, "echo": found.echo}, place) for place in places)
 
 
 @pytest.mark.parametrize("name", _rows(Fate.IGNORED))
@@ -185,11 +178,7 @@ def test_ignored_fields_change_nothing(name: str) -> None:
 def test_refused_fields_are_named(name: str) -> None:
     """A refused field raises, with its name and the reason; its neutral values go through."""
     row = fields_from_responses.RESPONSES.rows[name]
-    with pytest.raises(InvalidRequest) as caught:
-        _with(name)
-    assert caught.value.param == name
-    assert name in caught.value.message
-    assert row.why in caught.value.message
+    check_refused(row, name, lambda: _with(name))
     for value in row.neutral:
         assert _parsed({name: value}).params == _parsed({}).params
 
@@ -258,11 +247,7 @@ def test_unknown_fields_inside_are_named(kind: str) -> None:
 
 def test_every_row_is_complete() -> None:
     """A refused or ignored row has a reason, a mapped one a place, and each has its own name as key."""
-    for rules in (fields_from_responses.RESPONSES, *(rules for rules, _, _ in INNER.values())):
-        for name, row in rules.rows.items():
-            assert row.name == name
-            assert bool(row.to) is (row.fate is Fate.MAPPED)
-            assert bool(row.why) is (row.fate is not Fate.MAPPED)
+    check_complete((fields_from_responses.RESPONSES, *(rules for rules, _, _ in INNER.values())))
 
 
 # -- items ---------------------------------------------------------------------------------------------------------

@@ -13,13 +13,12 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
-from gleitzeit_core.config_messages import explain
+from gleitzeit_core.config_messages import validated
 from gleitzeit_core.errors import ConfigurationError
 from gleitzeit_core.hub import HubOptions
 from gleitzeit_core.supply import SupplyOptions
@@ -195,10 +194,10 @@ def checked_options(data: dict[str, Any]) -> OllamaOptions:
     Raises:
         ConfigurationError: With everything that is wrong.
     """
-    try:
-        return OllamaOptions.model_validate(data)
-    except ValidationError as error:
-        raise ConfigurationError(explain(error, OllamaOptions, data, (), lambda _: "")) from None
+    options, problems = validated(OllamaOptions, data)
+    if options is None:
+        raise ConfigurationError(problems)
+    return options
 
 
 def _repeated(

@@ -9,36 +9,23 @@ import pty
 import signal
 import sys
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gleitzeit_core.cli import main
 from gleitzeit_core.resources import instance_id
 from gleitzeit_ollama.testing import ErrorLineAfter, Gate, OllamaServer, Status
+
+from .program import Done, gleitzeit
+from .seen import pulled
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
-    Run = Callable[..., Awaitable["Done"]]
+    Run = Callable[..., Awaitable[Done]]
 
 PULL = ("models", "pull")
-
-
-@dataclass(frozen=True)
-class Done:
-    """How a run of the program ended."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def lines(self) -> list[dict[str, Any]]:
-        """What was printed, as JSON lines."""
-        return [json.loads(line) for line in self.out.splitlines()]
 
 
 @pytest.fixture
@@ -47,9 +34,7 @@ def run(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
 
     async def go(*arguments: str) -> Done:
-        capfd.readouterr()
-        status = await asyncio.to_thread(main, arguments)
-        return Done(status, *capfd.readouterr())
+        return await gleitzeit(capfd, *arguments)
 
     return go
 
@@ -59,10 +44,6 @@ async def ollama() -> AsyncIterator[OllamaServer]:
     """A server with one model and a registry with another."""
     async with OllamaServer(models=["tiny"], registry={"big": 4_000_000}) as server:
         yield server
-
-
-def _pulls(server: OllamaServer) -> list[str]:
-    return [record.model for record in server.requests if record.path == "/api/pull"]
 
 
 def _configure(tmp_path: Path, *instances: object, **hubs: object) -> None:
@@ -101,7 +82,7 @@ async def test_without_configuration_it_discovers(
     monkeypatch.setenv("OLLAMA_HOST", ollama.url)
     ollama.registry = {"tiny": 10}
     assert (await run(*PULL, "tiny")).status == 0
-    assert _pulls(ollama) == ["tiny"]
+    assert pulled(ollama) == ["tiny"]
 
 
 async def test_all_that_have_it_are_updated(run: Run, tmp_path: Path) -> None:
@@ -113,7 +94,7 @@ async def test_all_that_have_it_are_updated(run: Run, tmp_path: Path) -> None:
     ):
         _configure(tmp_path, one.url, other.url, second={"type": "ollama", "instances": [two.url]})
         assert (await run(*PULL, "big")).status == 0
-        assert [_pulls(server) for server in (one, two, other)] == [["big"], ["big"], []]
+        assert [pulled(server) for server in (one, two, other)] == [["big"], ["big"], []]
 
 
 async def test_instances_are_named_by_id_name_and_url(run: Run, tmp_path: Path) -> None:
@@ -128,7 +109,7 @@ async def test_instances_are_named_by_id_name_and_url(run: Run, tmp_path: Path) 
         given = (instance_id("ollama", by_id.url), by_id.url, "gpu2", stranger.url + "/")
         done = await run(*PULL, "big", *(word for name in given for word in ("--instance", name)))
         assert done.status == 0
-        assert [_pulls(server) for server in (by_id, by_name, stranger, unasked)] == [["big"], ["big"], ["big"], []]
+        assert [pulled(server) for server in (by_id, by_name, stranger, unasked)] == [["big"], ["big"], ["big"], []]
 
 
 async def test_a_failure_is_status_1_with_the_reason(run: Run, ollama: OllamaServer) -> None:

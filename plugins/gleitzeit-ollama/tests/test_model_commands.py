@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from gleitzeit_core.cli import main
 from gleitzeit_core.resources import instance_id
 from gleitzeit_ollama.testing import Model, OllamaServer, Status
+
+from .program import Done, gleitzeit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
-    Run = Callable[..., Awaitable["Done"]]
+    Run = Callable[..., Awaitable[Done]]
     Pair = tuple[OllamaServer, OllamaServer]
-
-
-@dataclass(frozen=True)
-class Done:
-    """How a run of the program ended."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:  # noqa: ANN401 - whatever it is
-        """What was printed, as JSON."""
-        return json.loads(self.out)
 
 
 @pytest.fixture
@@ -51,9 +36,7 @@ def run(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "gleitzeit.yaml").write_text(json.dumps({"hubs": hubs, "gateway": {"port": 1}}))
 
     async def go(*arguments: str) -> Done:
-        capfd.readouterr()
-        status = await asyncio.to_thread(main, ("models", *arguments))
-        return Done(status, *capfd.readouterr())
+        return await gleitzeit(capfd, "models", *arguments)
 
     return go
 

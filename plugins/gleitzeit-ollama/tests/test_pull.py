@@ -35,6 +35,8 @@ from gleitzeit_ollama.testing import (
     TruncateAfter,
 )
 
+from .seen import pulled
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -52,16 +54,12 @@ async def ollama() -> AsyncIterator[OllamaServer]:
         yield server
 
 
-def _pulls(server: OllamaServer) -> list[str]:
-    return [record.model for record in server.requests if record.path == "/api/pull"]
-
-
 async def test_a_pulled_model_can_be_used_at_once(pool: StartPool, ollama: OllamaServer) -> None:
     """When the pull is done the model is a capability of the instance, without waiting for the next check."""
     pooled = await pool(ollama.url)
     assert await pooled.hub.ensure_model("big") == (pooled.instance(ollama.url).id,)
     assert pooled.models(ollama.url) == {"model:tiny", "model:big"}
-    assert _pulls(ollama) == ["big"]
+    assert pulled(ollama) == ["big"]
 
 
 async def test_success_is_told_when_the_model_is_known(pool: StartPool, ollama: OllamaServer) -> None:
@@ -98,9 +96,9 @@ async def test_a_model_that_is_there_is_not_pulled(pool: StartPool, ollama: Olla
     pooled = await pool(ollama.url)
     assert await pooled.hub.ensure_model("tiny") == ()
     assert await pooled.hub.ensure_model("tiny:latest") == ()
-    assert _pulls(ollama) == []
+    assert pulled(ollama) == []
     assert await pooled.hub.ensure_model("tiny:1b") != ()
-    assert _pulls(ollama) == ["tiny:1b"]
+    assert pulled(ollama) == ["tiny:1b"]
 
 
 async def test_a_model_that_came_by_another_way_is_noticed(pool: StartPool, ollama: OllamaServer) -> None:
@@ -117,7 +115,7 @@ async def test_pull_updates_what_is_there(pool: StartPool, ollama: OllamaServer)
     pooled = await pool(ollama.url)
     steps = [step async for step in pooled.hub.pull("tiny")]
     assert steps[-1].status == "success"
-    assert _pulls(ollama) == ["tiny"]
+    assert pulled(ollama) == ["tiny"]
 
 
 async def test_by_default_one_instance_pulls_where_there_is_most_room(pool: StartPool) -> None:
@@ -128,7 +126,7 @@ async def test_by_default_one_instance_pulls_where_there_is_most_room(pool: Star
     ):
         pooled = await pool(full.url, free.url)
         assert await pooled.hub.ensure_model("big") == (pooled.instance(free.url).id,)
-        assert (_pulls(full), _pulls(free)) == ([], ["big"])
+        assert (pulled(full), pulled(free)) == ([], ["big"])
         assert await pooled.hub.ensure_model("big") == ()
 
 
@@ -155,7 +153,7 @@ async def test_pulls_go_to_the_named_instances(pool: StartPool) -> None:
         identity = pooled.instance(one.url).id
         given = [identity, "two", f"localhost:{one.port}", has.url + "/"]
         assert await pooled.hub.ensure_model("big", instances=given) == (identity, pooled.instance(two.url).id)
-        assert [_pulls(server) for server in (one, two, has, other)] == [["big"], ["big"], [], []]
+        assert [pulled(server) for server in (one, two, has, other)] == [["big"], ["big"], [], []]
 
 
 @pytest.mark.parametrize(
@@ -265,7 +263,7 @@ async def test_a_call_has_a_limit(pool: StartPool, ollama: OllamaServer) -> None
 async def test_a_pull_that_succeeded_stands_though_the_server_dies(pool: StartPool, ollama: OllamaServer) -> None:
     """When the look at the new model fails, the pull has succeeded nevertheless; health checks tell the rest."""
     pooled = await pool(ollama.url, check_timeout_s=0.1)
-    ollama.script.always(Hang(), on=lambda record: record.path != "/api/pull" and "big" in _pulls(ollama))
+    ollama.script.always(Hang(), on=lambda record: record.path != "/api/pull" and "big" in pulled(ollama))
     assert await pooled.hub.ensure_model("big") != ()
 
 
@@ -347,7 +345,7 @@ async def test_instances_whose_models_are_given_pull_nothing(
             await attempt
     with pytest.raises(NoCapableInstance, match="has no instance that a model can be pulled to"):
         await pooled.hub.ensure_model("big")
-    assert _pulls(ollama) == []
+    assert pulled(ollama) == []
 
 
 async def _all(hub: OllamaHub, model: str, instances: list[str]) -> list[PullProgress]:
@@ -372,7 +370,7 @@ async def test_unknown_instances_are_told(pool: StartPool, ollama: OllamaServer,
     known = pooled.instance(ollama.url).id
     with pytest.raises(UnknownName, match=re.escape(f"unknown instance {given!r}; there is: {known}")):
         await pooled.hub.ensure_model("big", instances=[ollama.url, given])
-    assert _pulls(ollama) == []
+    assert pulled(ollama) == []
 
 
 async def test_one_of_several_that_is_down_fails_all_before_anything_is_pulled(
@@ -383,7 +381,7 @@ async def test_one_of_several_that_is_down_fails_all_before_anything_is_pulled(
     with pytest.raises(InstanceFailure, match=r"127\.0\.0\.1:1"):
         await pooled.hub.ensure_model("big", instances=["http://127.0.0.1:1", ollama.url])
     assert all(record.finished for record in ollama.requests)
-    assert _pulls(ollama) == []
+    assert pulled(ollama) == []
 
 
 async def test_nobody_to_ask(pool: StartPool) -> None:

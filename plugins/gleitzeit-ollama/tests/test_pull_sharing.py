@@ -12,6 +12,8 @@ from gleitzeit_ollama.downloads import PullProgress
 from gleitzeit_ollama.pulls import Feed, Pulls
 from gleitzeit_ollama.testing import ErrorLineAfter, Gate, OllamaServer
 
+from .seen import pulled
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -33,10 +35,6 @@ def _gate(server: OllamaServer) -> Gate:
 async def _held(server: OllamaServer, pulls: int = 1) -> None:
     """Wait until so many downloads stand before the gate."""
     await server.wait_for(lambda _: _gate(server).waiting == pulls)
-
-
-def _pulls(server: OllamaServer) -> list[str]:
-    return [record.model for record in server.requests if record.path == "/api/pull"]
 
 
 def _statuses(steps: list[PullProgress]) -> list[str]:
@@ -62,7 +60,7 @@ async def test_two_callers_share_one_pull(pool: StartPool, ollama: OllamaServer)
     assert await asyncio.gather(*callers) == [(identity,), (identity,)]
     assert first == second
     assert _statuses(first) == ALL
-    assert len(_pulls(ollama)) == 1
+    assert len(pulled(ollama)) == 1
 
 
 async def test_who_comes_late_is_told_what_happened(pool: StartPool, ollama: OllamaServer) -> None:
@@ -86,7 +84,7 @@ async def test_who_comes_late_is_told_what_happened(pool: StartPool, ollama: Oll
     await asyncio.gather(first, second)
     assert _statuses(late) == ALL
     assert late[-1] == early[-1]
-    assert len(_pulls(ollama)) == 1
+    assert len(pulled(ollama)) == 1
 
 
 async def test_who_wants_it_anywhere_joins_the_pull_under_way(pool: StartPool) -> None:
@@ -104,7 +102,7 @@ async def test_who_wants_it_anywhere_joins_the_pull_under_way(pool: StartPool) -
         assert repr(pooled.hub.pulls) == "<Pulls 1 running, 2 waiting>"
         _gate(one).open()
         assert await first == await second == (pooled.instance(one.url).id,)
-        assert (_pulls(one), _pulls(two)) == (["big"], [])
+        assert (pulled(one), pulled(two)) == (["big"], [])
 
 
 async def test_different_models_are_different_pulls(pool: StartPool, ollama: OllamaServer) -> None:
@@ -114,7 +112,7 @@ async def test_different_models_are_different_pulls(pool: StartPool, ollama: Oll
     await _held(ollama, 2)
     _gate(ollama).open()
     await asyncio.gather(*callers)
-    assert sorted(_pulls(ollama)) == ["big", "huge"]
+    assert sorted(pulled(ollama)) == ["big", "huge"]
     assert pooled.models(ollama.url) == {"model:tiny", "model:big", "model:huge"}
 
 
@@ -132,7 +130,7 @@ async def test_a_caller_that_leaves_does_not_end_it(pool: StartPool, ollama: Oll
     _gate(ollama).open()
     await staying
     assert ollama.disconnects == 0
-    assert len(_pulls(ollama)) == 1
+    assert len(pulled(ollama)) == 1
     assert "model:big" in pooled.models(ollama.url)
 
 
@@ -152,7 +150,7 @@ async def test_the_last_to_leave_ends_it(pool: StartPool, ollama: OllamaServer) 
     assert repr(pooled.hub.pulls) == "<Pulls 0 running, 0 waiting>"
     _gate(ollama).open()
     await pooled.hub.ensure_model("big")
-    assert len(_pulls(ollama)) == 2
+    assert len(pulled(ollama)) == 2
 
 
 async def test_who_asks_while_it_ends_begins_anew(pool: StartPool, ollama: OllamaServer) -> None:
@@ -167,7 +165,7 @@ async def test_who_asks_while_it_ends_begins_anew(pool: StartPool, ollama: Ollam
     _gate(ollama).open()
     await second
     assert first.cancelled() or await asyncio.wait([first])
-    assert len(_pulls(ollama)) == 2
+    assert len(pulled(ollama)) == 2
 
 
 async def test_a_failure_is_told_to_all(pool: StartPool, ollama: OllamaServer) -> None:
@@ -179,7 +177,7 @@ async def test_a_failure_is_told_to_all(pool: StartPool, ollama: OllamaServer) -
     _gate(ollama).open()
     ends = await asyncio.gather(*callers, return_exceptions=True)
     assert [type(end) for end in ends] == [InstanceFailure] * 3
-    assert len(_pulls(ollama)) == 1
+    assert len(pulled(ollama)) == 1
 
 
 async def test_a_callback_that_fails_fails_its_caller_alone(pool: StartPool, ollama: OllamaServer) -> None:

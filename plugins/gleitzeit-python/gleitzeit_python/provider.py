@@ -137,11 +137,21 @@ class PythonProvider(Provider[PythonOptions]):
         if method != EXECUTE:
             return request
         job.check(request.params, self.options)
+        # They were made for this request, which nobody else has seen yet.
+        cast("dict[str, Any]", request.params)[_MADE_AT] = time.monotonic()
+        request = self._with_its_time(request)
         in_session = request.params.get("session") is not None
-        return request.changed(
-            method=_IN_SESSION if in_session else EXECUTE,
-            params={**request.params, _MADE_AT: time.monotonic()},
-        )
+        return request.changed(method=_IN_SESSION) if in_session else request
+
+    def _with_its_time(self, request: Request) -> Request:
+        """The same; where it asks for all the time that its route gives, or more, it may wait for so long besides."""
+        own_s = request.params.get("timeout_s")
+        if own_s is None or request.deadline is not None:
+            return request
+        route_s = self.dispatcher.route(EXECUTE).timeout_s
+        if route_s is None or own_s < route_s:
+            return request
+        return request.changed(deadline=self._wall() + route_s + own_s)
 
     async def answer(self, request: Request, instances: tuple[InstanceReport, ...]) -> dict[str, Any]:  # noqa: ARG002 - see Provider
         """Check code, close a session, or run code in one.

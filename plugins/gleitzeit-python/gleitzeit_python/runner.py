@@ -68,6 +68,7 @@ class AgentOptions:
         places: Folders that payloads can write to besides ``/tmp`` and the like; they are emptied too.
         preload: Modules that forked interpreters have imported already.
         limits: Of every payload, as in `gleitzeit_python.schemas.Limits`; a run can only ask for less.
+        place: Where they stand in a configuration, such as ``hubs.mine.``: what is wrong with one is told with that.
     """
 
     user: tuple[int, int] | None = None
@@ -76,6 +77,7 @@ class AgentOptions:
     places: tuple[str, ...] = ()
     preload: tuple[str, ...] = ()
     limits: Mapping[str, int] = field(default_factory=dict)
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +142,7 @@ async def start(channel: StreamChannel, *, options: AgentOptions | None = None, 
         timeout_s: How long that may take.
 
     Raises:
-        InstanceFailure: It is not ready in time, or ends, or is none.
+        InstanceFailure: It is not ready in time, or ends, or is none; or a module of `preload` cannot be imported.
     """
     source = agent_source()
     first = frames.frame(frames.OPTIONS, 0, json.dumps(asdict(options or AgentOptions())).encode())
@@ -163,6 +165,8 @@ async def _hello(channel: StreamChannel) -> RunnerHello:
             found = decoder.feed(data)
             if found:
                 said = json.loads(found[0][2])
+                if problem := said.pop("problem"):
+                    raise InstanceFailure(FailureKind.SERVER_ERROR, problem)
                 return RunnerHello(**said.pop("abilities"), **said)
         except (frames.BadFrame, ValueError, TypeError, LookupError) as error:
             raise InstanceFailure(FailureKind.SERVER_ERROR, f"what answers is no runner: {error}") from error

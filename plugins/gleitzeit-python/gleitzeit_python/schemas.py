@@ -94,15 +94,17 @@ class ExecuteParams(_Params):
 
     code: str | None = Field(default=None, description="What to run.")
     file: str | None = Field(default=None, min_length=1, description="Or the name of one of `files` to run.")
-    args: list[Text] = Field(default=[], description="`sys.argv[1:]`.")
+    args: list[Text] = Field(default_factory=list, description="`sys.argv[1:]`.")
     stdin: str | bytes | Content | None = Field(default=None, description="Standard input; left out: empty.")
     files: Annotated[dict[str, str | bytes | Content], AfterValidator(_file_names)] = Field(
-        default={}, max_length=_FILES, description="Put into the working directory first."
+        default_factory=dict, max_length=_FILES, description="Put into the working directory first."
     )
     collect: list[str] = Field(
-        default=[], max_length=_PATTERNS, description="Shell patterns of files to bring back; figures always are."
+        default_factory=list,
+        max_length=_PATTERNS,
+        description="Shell patterns of files to bring back; figures always are.",
     )
-    environment: Environment = Field(default={}, description="Added to the environment.")
+    environment: Environment = Field(default_factory=dict, description="Added to the environment.")
     timeout_s: float | None = Field(default=None, gt=0, description="Killed after so long; what it said is kept.")
     interpreter: Interpreter | None = Field(default=None, description="`forked` or `fresh`; else the provider's.")
     limits: Limits = Field(default=Limits(), description="Of its processes.")

@@ -113,6 +113,29 @@ def test_says_what_it_is(start: Start) -> None:
     assert agent.hello["executable"] == sys.executable
 
 
+@EVERY
+def test_says_which_module_it_cannot_import(start: Start, python: str) -> None:
+    """With its place, and why; then it ends."""
+    agent = start(python, preload=["json", "no_such_module"], place="hubs.mine.")
+    problem = "hubs.mine.preload: module 'no_such_module' cannot be imported: ModuleNotFoundError: No module named "
+    assert agent.hello["problem"] == f"{problem}'no_such_module'"
+    assert agent.hello["abilities"]["fork"] is False
+    assert agent.process.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("", "preload: module '' cannot be imported: ValueError: Empty module name"),
+        ("ü" * 200, f"preload: module '{'ü' * 116}"),
+        ("\udcff", "preload: module '\\udcff' cannot be imported: ModuleNotFoundError"),
+    ],
+)
+def test_what_cannot_be_imported_may_be_anything(start: Start, name: str, problem: str) -> None:
+    """What is said of it is bounded, and text."""
+    assert start(preload=[name]).hello["problem"].startswith(problem)
+
+
 @pytest.mark.skipif("os.geteuid() != 0", reason="only root can give payloads a user of their own")
 def test_says_what_it_can_do_with_a_user(start: Start) -> None:
     """With a user for payloads it can promise all."""
@@ -278,7 +301,7 @@ def test_end_by_a_signal(folder: Path, number: signal.Signals) -> None:
     process.stdout.close()
 
 
-ALL: dict[str, Any] = {"user": None, "environment": {}, "places": [], "preload": [], "limits": {}}
+ALL: dict[str, Any] = {"user": None, "environment": {}, "places": [], "preload": [], "limits": {}, "place": ""}
 
 
 @pytest.mark.parametrize("sent", [b"", b"\0", b"\0\0\0\5ab"])

@@ -221,6 +221,7 @@ class Starting(Scripted):
 
 
 HELLO = {
+    "problem": "",
     "python": "3.11.2",
     "implementation": "CPython",
     "executable": "python3",
@@ -257,6 +258,14 @@ async def test_start_of_what_is_no_agent(answers: tuple[bytes | None, ...], kind
     with pytest.raises(InstanceFailure) as caught:
         await runner.start(Starting(*answers), timeout_s=0.1)
     assert (caught.value.kind, caught.value.started) == (kind, False)
+
+
+async def test_start_of_an_agent_that_cannot_work() -> None:
+    """It says why, in its own words."""
+    hello = frame(frames.HELLO, {**HELLO, "problem": "no module"}, fence=0)
+    with pytest.raises(InstanceFailure, match=r"^no module$") as caught:
+        await runner.start(Starting(hello))
+    assert (caught.value.kind, caught.value.started) == (FailureKind.SERVER_ERROR, False)
 
 
 def test_command() -> None:

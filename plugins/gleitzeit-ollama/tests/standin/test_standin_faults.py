@@ -29,24 +29,16 @@ from gleitzeit_ollama.testing import (
     Status,
     TruncateAfter,
     Unauthorized,
-    fixed,
 )
 
+from .calls import CHAT, PLAIN
+
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
     from gleitzeit_ollama.testing import RequestRecord
 
-CHAT = {"model": "smollm2", "messages": [{"role": "user", "content": "hi"}]}
-PLAIN = {**CHAT, "stream": False}
 LINES = 4  # three tokens and the end
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[OllamaServer]:
-    """A stand-in that says three tokens."""
-    async with OllamaServer(models=["smollm2", "other"], reply=fixed("one two three")) as running:
-        yield running
 
 
 async def _ask(

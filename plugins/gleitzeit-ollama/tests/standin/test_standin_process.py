@@ -27,11 +27,11 @@ from gleitzeit_ollama.testing import (
     __main__,
 )
 
+from .calls import CHAT, PLAIN
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
-CHAT = {"model": "smollm2", "messages": [{"role": "user", "content": "hi"}]}
-PLAIN = {**CHAT, "stream": False}
 PARENT = """
 import asyncio, sys
 from gleitzeit_ollama.testing import OllamaProcess

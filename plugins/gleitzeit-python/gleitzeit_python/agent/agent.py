@@ -96,6 +96,8 @@ class Agent:
         self._selector.register(self._zygote, selectors.EVENT_READ, (None, "zygote"))
         self._prepare()
         self._send(frames.HELLO, json.dumps(self._hello()).encode())
+        if self._zygote.failed:
+            self._ending = True
         try:
             while not self._ending:
                 self._turn(woken)
@@ -106,8 +108,9 @@ class Agent:
         self._ending = True
 
     def _hello(self) -> dict[str, Any]:
-        whole = self._cleaner.gets_all
+        whole, fork = self._cleaner.gets_all, self._know_spare() != 0
         return {
+            "problem": self._zygote.failed,
             "python": platform.python_version(),
             "implementation": platform.python_implementation(),
             "executable": sys.executable,
@@ -116,7 +119,7 @@ class Agent:
                 "separate_user": self._cleaner.user is not None,
                 "kill_all": whole,
                 "verified_reset": whole,
-                "fork": self._know_spare() != 0,
+                "fork": fork,
             },
         }
 

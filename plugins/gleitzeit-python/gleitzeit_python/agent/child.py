@@ -1,11 +1,14 @@
 """A child of the zygote, until it is a payload: it loses what the agent has, and becomes what it is told to be."""
 
+# pathlib is one more thing to import, and then to fork
+# ruff: noqa: PTH109
+
 from __future__ import annotations
 
 import marshal
 import os
 import resource
-import signal
+import select
 import sys
 
 from gleitzeit_python.agent import payload, system
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+_HURRY_S = 0.005
 _LIMITS = {
     "cpu_s": resource.RLIMIT_CPU,
     "memory_bytes": resource.RLIMIT_AS,
@@ -65,11 +69,23 @@ def prepare(options: dict[str, Any]) -> types.ModuleType:
         os.dup2(end, standard)
         os.close(end)
     os.dup2(1, 2)
-    payload.set_environment(environment(options))
+    # Each child has its own of these two: to change them is quicker than to add them.
+    payload.set_environment({**environment(options), "HOME": "/", "TMPDIR": "/"})
     main = payload.become_interpreter()
-    # From then on Python changes nothing in its code any more.
-    payload.rehearse(20)
+    _rehearse(options["user"])
     return main
+
+
+def _rehearse(user: list[int] | None) -> None:
+    """Do what a child will, to no effect: what is called for the first time, each child would have to look up."""
+    if user is not None:
+        _become(-1, -1, os.getgroups())
+    system.block_signals()
+    select.select([], [], [], 0)
+    os.chdir("/")
+    os.getcwd()
+    # After so many times Python changes nothing in its code any more.
+    payload.rehearse(20)
 
 
 def begin(descriptors: list[int], zygotes: list[int], user: list[int] | None, main: types.ModuleType) -> None:
@@ -88,7 +104,9 @@ def begin(descriptors: list[int], zygotes: list[int], user: list[int] | None, ma
             if number > payload.SOCKET:
                 os.close(number)
         _settle(user)
-        payload.rehearse(1)
+        if not select.select([payload.SOCKET], [], [], _HURRY_S)[0]:
+            # Nobody is in a hurry: this makes the next one quicker, but takes longer than what it saves.
+            payload.rehearse(1)
         setup = marshal.loads(payload.take(payload.take_size()))  # noqa: S302 - from the agent
         _limit(setup["limits"])
         os.chdir(setup["directory"])
@@ -106,18 +124,20 @@ def begin(descriptors: list[int], zygotes: list[int], user: list[int] | None, ma
 def _settle(user: list[int] | None) -> None:
     """Become what a payload is allowed to be."""
     os.setsid()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    system.let_signals_through()
     system.die_first()
     if user is not None:
         uid, gid = user
-        os.setgroups([])
-        os.setresgid(gid, gid, gid)
-        os.setresuid(uid, uid, uid)
+        _become(uid, gid, [])
     # A change of the user undoes both.
     system.die_with_parent()
     system.show_memory()
+
+
+def _become(uid: int, gid: int, groups: list[int]) -> None:
+    os.setgroups(groups)
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
 
 
 def _limit(limits: Mapping[str, int]) -> None:

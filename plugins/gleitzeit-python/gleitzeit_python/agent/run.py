@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import _socket
 import base64
 import marshal
 import os
 import select
 import signal
-import socket
 import time
 
 from gleitzeit_python.agent.pipes import Inlet, Outlet
@@ -41,7 +41,7 @@ class Spare:
             end, other = os.pipe()
             theirs.append(end if reads else other)
             ours.append(other if reads else end)
-        mine, its = socket.socketpair()
+        mine, its = _socket.socketpair()
         theirs.append(its.detach())
         ours.append(mine.detach())
         self._zygote, self._pid = zygote, 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 
 from gleitzeit_python.agent import frames, system
 from gleitzeit_python.agent.zygote import Zygote
@@ -16,8 +15,8 @@ def main(parts: dict[str, str]) -> None:
     Args:
         parts: This program, by the names of its modules.
     """
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    # Only its owner ends it.
+    system.block_signals("SIGINT", "SIGHUP")
     system.hide_memory()
     decoder = frames.Decoder()
     found: list[tuple[int, int, bytes]] = []

@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # as `signal`, without what that imports: all that is here, is forked
 import ctypes
 import os
 import re
-import signal
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 4, 36, 38
 _IPC_RMID = 0
@@ -28,7 +28,24 @@ def _prctl(option: int, value: int) -> bool:
 
 def die_with_parent() -> None:
     """Be killed when the process that started this one ends. Changing the user undoes this."""
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL)
+
+
+def block_signals(*names: str) -> None:
+    """Have these wait until they are let through: those that ask a process to end."""
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, [getattr(_signal, name) for name in names])
+
+
+def reset_signals() -> None:
+    """Have those do what they do in a new interpreter; the blocked ones, when they are let through."""
+    for number in (_signal.SIGTERM, _signal.SIGHUP):
+        _signal.signal(number, _signal.SIG_DFL)
+    _signal.signal(_signal.SIGINT, _signal.default_int_handler)
+
+
+def let_signals_through() -> None:
+    """Block none."""
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
 
 
 def die_first() -> None:

@@ -9,12 +9,11 @@ nobody else's.
 
 from __future__ import annotations
 
+import _socket  # as `socket`, without what that imports: all that is here, is forked
 import array
 import gc
 import importlib
 import os
-import signal
-import socket
 
 from gleitzeit_python.agent import child, system
 
@@ -39,8 +38,10 @@ class Zygote:
     """
 
     def __init__(self, options: dict[str, Any]) -> None:
-        self._socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket, other = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         self._forked: list[bytes] = []
+        # Why there is none, once that is known.
+        self.failed = ""
         self.pid = os.fork()
         if self.pid == 0:
             self._socket.close()
@@ -61,9 +62,10 @@ class Zygote:
         """
         rights = array.array("i", descriptors).tobytes()
         try:
-            self._socket.sendmsg([b"f"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+            self._socket.sendmsg([b"f"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
         except OSError as error:
-            raise CannotFork(f"the fork server is gone: {error}") from error
+            self.failed = f"the fork server is gone: {error}"
+            raise CannotFork(self.failed) from error
 
     def forked(self) -> int:
         """The process id of the child that was ordered; waits for it.
@@ -88,30 +90,38 @@ class Zygote:
             CannotFork: There is no zygote any more.
         """
         try:
-            said = self._socket.recv(_MESSAGE_BYTES, 0 if wait else socket.MSG_DONTWAIT)
+            said = self._socket.recv(_MESSAGE_BYTES, 0 if wait else _socket.MSG_DONTWAIT)
         except BlockingIOError:
             return None
         except OSError:
             said = b""
-        if not said:
-            raise CannotFork("the fork server is gone")
+        if not said or said[:1] == b"-":
+            self.failed = said[1:].decode("utf-8", "replace") or "the fork server is gone"
+            raise CannotFork(self.failed)
         if said[:1] == b"=":
             return int(said[1:])
         self._forked.append(said)
         return None
 
 
-def _live(work: socket.socket, options: dict[str, Any]) -> None:
+def _live(work: _socket.socket, options: dict[str, Any]) -> None:
     """Be the zygote. Does not return: ends with the agent."""
     try:
         system.die_with_parent()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
+        # For its children, which let them through.
+        system.block_signals("SIGTERM", "SIGINT", "SIGHUP")
+        system.reset_signals()
         for opened in system.opened():
             if opened != work.fileno():
                 os.close(opened)
         for name in ("json", *options["preload"]):
-            importlib.import_module(name)
+            try:
+                importlib.import_module(name)
+            except BaseException as error:  # noqa: BLE001 - a module may raise anything
+                work.recv(1)  # Who asks for the first child can be told.
+                what = f"-{options['place']}preload: module {name!r} cannot be imported"
+                work.send(f"{what}: {type(error).__name__}: {error}".encode("utf-8", "replace")[:_MESSAGE_BYTES])
+                return
         _Server(work, options["user"], child.prepare(options)).serve()
     finally:
         os._exit(1)
@@ -126,7 +136,7 @@ class _Server:
         main: Their main module.
     """
 
-    def __init__(self, work: socket.socket, user: list[int] | None, main: types.ModuleType) -> None:
+    def __init__(self, work: _socket.socket, user: list[int] | None, main: types.ModuleType) -> None:
         self._work, self._user, self._main = work, user, main
         self._child = 0
         self._open = system.opened()
@@ -136,7 +146,7 @@ class _Server:
 
     def serve(self) -> None:
         """Fork a child, tell of it, wait for its end, tell of that; until the agent is gone."""
-        room = socket.CMSG_SPACE(_DESCRIPTORS * array.array("i").itemsize)
+        room = _socket.CMSG_SPACE(_DESCRIPTORS * array.array("i").itemsize)
         while True:
             said, rights, _, _ = self._work.recvmsg(_MESSAGE_BYTES, room)
             if not said:
