@@ -171,23 +171,23 @@ class Admission:
 
     def release(self, ticket: Ticket, slot: Slot, outcome: Outcome) -> None:
         """A try ended. Called once for each slot, when the work has stopped."""
-        record, loads = slot.record, slot.loads
+        record, others = slot.record, bool(slot.loads)
         self.pool.judge(slot, outcome)
         # Work under a lease has nothing to free: that is the lease's.
         if not slot.freed:
             (ticket.balancer or self._table.balancer(ticket)).finish(ticket, slot, outcome)
             supplier = self.suppliers.get(slot.instance.hub)
-            recycles = supplier is not None and supplier.recycles
-            if recycles and slot.used:
+            if supplier is None or not supplier.recycles:
+                self._free(slot)
+            elif slot.used:
                 self._effects.append(Recycle(slot, outcome))
             else:
                 self._free(slot)
-                if recycles:
-                    # Nobody will recycle it, but it may be in the way of others who wait.
-                    self._review()
+                # Nobody will recycle it, but it may be in the way of others who wait.
+                self._review()
         if outcome.result is _FAILED and record.condition != record.announced and self.pool.holds(record):
             self._effects.append(Suspect(slot.instance.id))
-        self._settle(record, others=bool(loads))
+        self._settle(record, others=others)
 
     def recycled(self, slot: Slot, *, keep: bool) -> None:
         """An instance is ready again after a use, or (not `keep`) will be retired."""

@@ -11,7 +11,7 @@ from gleitzeit_core.errors import QueueFull
 from gleitzeit_core.pool import Pool, Record, Slot, Snapshot
 from gleitzeit_core.queueing import FairShares, ServiceRate, Shedding
 from gleitzeit_core.routing import QueueReport
-from gleitzeit_core.strategies.base import View, Wait
+from gleitzeit_core.strategies.base import Strategy, View, Wait
 
 if TYPE_CHECKING:
     from random import Random
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from gleitzeit_core.reservations import Shares
     from gleitzeit_core.resources import Requirements
     from gleitzeit_core.routing import Route, Ticket
-    from gleitzeit_core.strategies.base import Strategy
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +41,7 @@ class LoadBalancer:
 
     def __init__(self, route: Route, requirements: Requirements, pool: Pool, clock: Clock, random: Random) -> None:
         self.route, self.requirements = route, requirements
-        self.strategy = route.strategy(random, clock)
+        self._use(route.strategy(random, clock))
         self.waiting: list[Ticket] = []
         # How many of them wait for another try; they do not count against the queue's bound.
         self.tried = 0
@@ -54,12 +53,9 @@ class LoadBalancer:
         self.timer: tuple[float, TimerHandle] | None = None
         self._pool, self._clock = pool, clock
         self._loads, self._loadable, self._needs = pool.loads, bool(requirements.model), requirements.capabilities
-        self._version = -1
+        self._version, self._slots = -1, 1
         self._snapshot: Snapshot
-        self._slots = 1
-        self._fair = FairShares()
-        self._rate = ServiceRate()
-        self._shedding = Shedding(random)
+        self._fair, self._rate, self._shedding = FairShares(), ServiceRate(), Shedding(random)
         # Means over the last ten or so; the first of all is taken as it is.
         self._service_s, self._cost, self._step = 1.0, 1.0, 1.0
 
@@ -91,8 +87,14 @@ class LoadBalancer:
                 logger.exception("strategy %r cannot be reconfigured; it begins anew", self.strategy.name)
             else:
                 return
-        self.strategy = strategy
+        self._use(strategy)
         self._tell()
+
+    def _use(self, strategy: Strategy[Any]) -> None:
+        self.strategy = strategy
+        # Most learn nothing from what they picked: they are not told, as this is for every request.
+        learns = type(strategy).started is not Strategy.started or type(strategy).finished is not Strategy.finished
+        self._learner = strategy if learns else None
 
     # -- those who wait ----------------------------------------------------------------------------------------
 
@@ -266,11 +268,12 @@ class LoadBalancer:
         if self.shares is not None:
             self.shares.taken(slot, ticket.request)
         # The route may get another strategy meanwhile: the one that was told of the beginning is told of the end.
-        ticket.strategy = self.strategy
-        try:
-            self.strategy.started(ticket.request, record)
-        except Exception:
-            logger.exception("strategy %r failed", self.strategy.name)
+        ticket.strategy = learner = self._learner
+        if learner is not None:
+            try:
+                learner.started(ticket.request, record)
+            except Exception:
+                logger.exception("strategy %r failed", learner.name)
         return slot
 
     def finish(self, ticket: Ticket, slot: Slot, outcome: Outcome) -> None:
@@ -285,13 +288,13 @@ class LoadBalancer:
             if ticket.charge is not None:
                 self._set_right(ticket.request, ticket.charge, outcome.total_s)
                 ticket.charge = ticket.charge._replace(work_s=0.0)
-        strategy, ticket.strategy = ticket.strategy, None
-        if strategy is None:
-            return
-        try:
-            strategy.finished(ticket.request, slot.record, outcome)
-        except Exception:
-            logger.exception("strategy %r failed", strategy.name)
+        learner = ticket.strategy
+        if learner is not None:
+            ticket.strategy = None
+            try:
+                learner.finished(ticket.request, slot.record, outcome)
+            except Exception:
+                logger.exception("strategy %r failed", learner.name)
 
     def _set_right(self, request: Request, charge: Charge, total_s: float) -> None:
         """Charge a tenant what its request was, in place of what was expected of it."""

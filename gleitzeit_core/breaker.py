@@ -46,6 +46,10 @@ class BreakerState(StrEnum):
     HALF_OPEN = "half_open"
 
 
+# Looked up once: to look a member up in its enumeration takes as long as a call.
+_CLOSED, _HALF_OPEN = BreakerState.CLOSED, BreakerState.HALF_OPEN
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerPolicy:
     """When a breaker opens and for how long. Times in seconds.
@@ -171,10 +175,10 @@ class CircuitBreaker:
 
     def start(self) -> int:
         """A try begins. Returns the token for `success`, `failure` or `neutral`."""
-        self._starts += 1
-        if self.state is BreakerState.HALF_OPEN:
-            self._permits[self._starts] = self._clock.monotonic() + self._policy.permit_s
-        return self._starts
+        self._starts = token = self._starts + 1
+        if self.state is _HALF_OPEN:
+            self._permits[token] = self._clock.monotonic() + self._policy.permit_s
+        return token
 
     def success(self, token: int) -> bool:
         """The try gave output. True when this closed the breaker, be it half open or open for lack of others."""
@@ -185,7 +189,7 @@ class CircuitBreaker:
             self._count(failed=0)
         else:
             self._calls += 1
-        if self.state is BreakerState.CLOSED:
+        if self.state is _CLOSED:
             return False
         self._opened_in_a_row = 0
         self._enter(BreakerState.CLOSED)

@@ -358,13 +358,16 @@ class Dispatcher:
             raise run.late(self.clock.monotonic(), queued=True)
         run.wait_s = 0.0
         slot = self.shell.admission.submit(run)
-        return slot and _begun(run, slot)
+        if slot is not None:
+            run.tries, run.instance_id = run.tries + 1, slot.instance.id
+        return slot
 
     async def _slot_later(self, run: Run) -> Slot:
         slot = await self.shell.wait(run)
         run.wait_s = slot.taken_at - run.queued_at
         run.queued_s += run.wait_s
-        return _begun(run, slot)
+        run.tries, run.instance_id = run.tries + 1, slot.instance.id
+        return slot
 
     def _retry_or_raise(self, run: Run, slot: Slot, failure: InstanceFailure) -> None:
         """Make ready for another try, or raise `failure`."""
@@ -385,13 +388,6 @@ class Dispatcher:
         run.excluded |= {(slot.instance.id, slot.instance.generation)}
         run.last_failure = failure
         run.request = run.request.changed(attempt=run.request.attempt + 1)
-
-
-def _begun(run: Run, slot: Slot) -> Slot:
-    run.tries += 1
-    run.instance_id = slot.instance.id
-    run.first_output_s = None
-    return slot
 
 
 def _report(record: Record) -> InstanceReport:

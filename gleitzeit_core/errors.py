@@ -40,6 +40,8 @@ class GleitzeitError(Exception):
 
     code: ClassVar[str] = "error"
     retryable: bool = False
+    of_request: str = ""
+    """The id of the request that failed, once it is told to somebody outside."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

@@ -381,12 +381,11 @@ class Lease:
 class _Use(Try):
     """Work under a lease: it counts for and against its instance, and its slot stays the lease's."""
 
-    __slots__ = ("stopped",)
     stopped: Callable[[], None]
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+    def _release(self, failure: BaseException | None) -> None:
         try:
-            super().__exit__(kind, error, trace)
+            super()._release(failure)
         finally:
             self.stopped()
 

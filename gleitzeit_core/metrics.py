@@ -15,7 +15,7 @@ from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict, deque
 from functools import cache
 from itertools import accumulate
-from math import ceil, floor, log
+from math import ceil, floor, log2
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar
 
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 WINDOW_S: Final = 60.0
 WINDOWS: Final = 5
 GROWTH: Final = 1.02
-_INVERSE_LOG: Final = 1 / log(GROWTH)
+_INVERSE_LOG: Final = 1 / log2(GROWTH)
 _SMALLEST: Final = 1e-9
-_LOWEST: Final = ceil(log(_SMALLEST) * _INVERSE_LOG)
+_LOWEST: Final = ceil(log2(_SMALLEST) * _INVERSE_LOG)
 # Tries that wait to be added to their series: as many as take a fraction of a millisecond.
 _WAITING_MAX: Final = 256
 # From so many on it is quicker to add them number by number.
@@ -65,18 +65,19 @@ class Histogram:
 
     def record(self, value: float) -> None:
         """Count `value`; what is below a nanosecond (or negative, from a clock's rounding) counts as that."""
-        bucket = ceil(log(value) * _INVERSE_LOG) if value > _SMALLEST else _LOWEST
+        bucket = ceil(log2(value) * _INVERSE_LOG) if value > _SMALLEST else _LOWEST
         buckets = self.buckets
         buckets[bucket] = buckets.get(bucket, 0) + 1
         self.total += value
 
-    def record_all(self, values: Iterable[float]) -> None:
-        """Count each of `values`. Many are the same: no wait at all, or a common number of tokens."""
-        buckets = self.buckets
-        for value, times in Counter(values).items():
-            bucket = ceil(log(value) * _INVERSE_LOG) if value > _SMALLEST else _LOWEST
-            buckets[bucket] = buckets.get(bucket, 0) + times
-            self.total += value * times
+    def record_all(self, values: Sequence[float]) -> None:
+        """Count each of `values`. Often all are the same: no wait at all, or a common number of tokens."""
+        many = len(values)
+        unlike = values[:1] if values and values.count(values[0]) == many else values
+        found = Counter([ceil(log2(value) * _INVERSE_LOG) if value > _SMALLEST else _LOWEST for value in unlike])
+        for bucket, times in found.items():
+            self.buckets[bucket] = self.buckets.get(bucket, 0) + (times if unlike is values else many)
+        self.total += sum(values)
 
     def merge(self, other: Histogram) -> None:
         """Add all of `other`."""
@@ -107,7 +108,7 @@ class Histogram:
     def at_most(self, *bounds: float) -> tuple[int, ...]:
         """How many values are at most each of `bounds`, give or take a bucket; for cumulative exports."""
         buckets, seen = self._cumulated()
-        limits = (floor(log(max(bound, _SMALLEST)) * _INVERSE_LOG) for bound in bounds)
+        limits = (floor(log2(max(bound, _SMALLEST)) * _INVERSE_LOG) for bound in bounds)
         return tuple(seen[bisect_right(buckets, limit)] for limit in limits)
 
     def _cumulated(self) -> tuple[list[int], list[int]]:
@@ -154,7 +155,7 @@ class Series:
 
     def record(self, outcome: Outcome) -> None:
         """Count one try."""
-        self.results[_result(outcome)] += 1
+        self.results[(outcome.kind or outcome.result).value] += 1
         self.wait_s.record(outcome.wait_s)
         self.total_s.record(outcome.total_s)
         if outcome.first_output_s is not None:
@@ -173,13 +174,14 @@ class Series:
             for outcome in outcomes:
                 self.record(outcome)
             return
-        self.results.update(map(_result, outcomes))
-        self.wait_s.record_all([outcome.wait_s for outcome in outcomes])
-        self.total_s.record_all([outcome.total_s for outcome in outcomes])
-        self.first_output_s.record_all(_first_outputs(outcomes))
-        self.bytes_in += sum([outcome.bytes_in for outcome in outcomes])
-        self.bytes_out += sum([outcome.bytes_out for outcome in outcomes])
-        used = [outcome.usage for outcome in outcomes if outcome.usage is not None]
+        results, kinds, waits, firsts, totals, _, usages, bytes_in, bytes_out, _ = zip(*outcomes, strict=True)
+        self.results.update([(kind or result)._value_ for kind, result in zip(kinds, results, strict=True)])
+        self.wait_s.record_all(waits)
+        self.total_s.record_all(totals)
+        self.first_output_s.record_all([first_s for first_s in firsts if first_s is not None])
+        self.bytes_in += sum(bytes_in)
+        self.bytes_out += sum(bytes_out)
+        used = [usage for usage in usages if usage is not None]
         self.tokens_in.record_all([usage.input_tokens for usage in used])
         self.tokens_out.record_all([usage.output_tokens for usage in used])
         self.per_token_s.record_all([s for outcome in outcomes if (s := outcome.per_token_s) is not None])
@@ -214,16 +216,9 @@ class Series:
         }
 
 
-def _result(outcome: Outcome) -> str:
-    """How a try ended, or failed: by its value, without the call that `value` is."""
-    return (outcome.kind or outcome.result)._value_
-
-
-def _first_outputs(outcomes: Iterable[Outcome]) -> list[float]:
-    return [outcome.first_output_s for outcome in outcomes if outcome.first_output_s is not None]
-
-
 _Rows: TypeAlias = defaultdict[tuple[str, str, str, str, str], Series]
+# Labels as they come: the last is no text yet.
+_Tried: TypeAlias = tuple[str, str, str, str, str, Result | FailureKind]
 
 
 class Labels(NamedTuple):
@@ -282,8 +277,8 @@ class ResourceMetrics:
         self._past = _Window()
         self._ring = deque(_Window() for _ in range(WINDOWS))
         self._turn_at = self._clock.monotonic() + WINDOW_S
-        # Tries of the present minute that are in no series yet, as (method, instance, route, model, api, outcome).
-        self._waiting: list[tuple[str, str, str, str, str, Outcome]] = []
+        # Tries of the present minute that are in no series yet, with their labels.
+        self._waiting: list[tuple[_Tried, Outcome]] = []
         self._watched: set[tuple[str, str]] = set()
         self._percentiles: dict[tuple[str, str, float, int], tuple[float, float | None]] = {}
 
@@ -297,18 +292,19 @@ class ResourceMetrics:
         """Count one try of `method` on `instance_id`; see `Labels`."""
         if len(self._waiting) >= _WAITING_MAX or self._clock.monotonic() >= self._turn_at:
             self._turn()
-        self._waiting.append((method, instance_id, route, model, api, outcome))
+        self._waiting.append(((method, instance_id, route, model, api, outcome.kind or outcome.result), outcome))
 
     def _fold(self) -> None:
         """Add those that wait to their series: many at once take a fraction of the time that each would take alone."""
         waiting, self._waiting, window = self._waiting, [], self._ring[-1]
-        alike: defaultdict[tuple[str, ...], list[Outcome]] = defaultdict(list)
-        for *labels, outcome in waiting:
-            alike[*labels, _result(outcome)].append(outcome)
+        alike: defaultdict[_Tried, list[Outcome]] = defaultdict(list)
+        for labels, outcome in waiting:
+            alike[labels].append(outcome)
         for (method, instance_id, route, model, api, result), outcomes in alike.items():
-            window.instances[instance_id][method, route, model, api, result].record_all(outcomes)
+            window.instances[instance_id][method, route, model, api, result.value].record_all(outcomes)
             if (route, model) in self._watched:
-                window.first_output_s[route, model].record_all(_first_outputs(outcomes))
+                first_s = [outcome.first_output_s for outcome in outcomes if outcome.first_output_s is not None]
+                window.first_output_s[route, model].record_all(first_s)
 
     def forget(self, instance_id: str) -> None:
         """An instance is gone: fold its numbers into those of all that are gone, so that labels stay bounded."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from gleitzeit_core.breaker import BreakerState, CircuitBreaker
 from gleitzeit_core.errors import FailureKind
 from gleitzeit_core.loads import Loads
-from gleitzeit_core.records import Record, Slot, Snapshot, State
+from gleitzeit_core.records import Crowd, Record, Slot, Snapshot, State
 from gleitzeit_core.requests import Result
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ __all__ = ["Pool", "Record", "Slot", "Snapshot", "State"]
 _BACK_OFF_S = 1.0
 _BACK_OFF_MAX_S = 60.0
 _JOURNAL_MAX = 4096
+# To look at so many takes no longer than to keep them in order.
+_FEW = 16
 # Looked up once: see the records' module.
 _CLOSED, _OK = BreakerState.CLOSED, Result.OK
 # Says nothing of how well it is.
@@ -59,8 +61,7 @@ class Pool:
         self.records: dict[str, Record] = {}
         # Grows with every change of who may serve: a snapshot of an earlier version is out of date.
         self.version = 0
-        # Every record whose load or room changed, for the snapshots; now and then begun anew.
-        self.journal: list[Record] = []
+        self._journal: list[Record] | None = None
         self.loads = Loads()
 
     def __repr__(self) -> str:
@@ -70,6 +71,13 @@ class Pool:
     def __iter__(self) -> Iterator[Record]:
         """All records, in order of arrival."""
         return iter(list(self.records.values()))
+
+    @property
+    def journal(self) -> list[Record]:
+        """Every record whose load or room has changed since somebody first looked here; now and then begun anew."""
+        if self._journal is None:
+            self._journal = []
+        return self._journal
 
     @property
     def in_flight(self) -> int:
@@ -145,15 +153,16 @@ class Pool:
             for record in self.records.values()
             if (hubs is None or record.instance.hub in hubs) and requirements.allow(record.instance)
         ]
-        return Snapshot(tuple(sorted(records, key=lambda r: r.instance.id)), self)
+        records.sort(key=lambda r: r.instance.id)
+        return Snapshot(records) if len(records) <= _FEW else Crowd(records, self)
 
     def take(self, record: Record) -> Slot:
         """Take a slot on an instance that has room."""
         if record.on_work is not None and not record.in_flight:
             record.on_work()
-        record.in_flight += 1
         token = record.breaker.start()
-        self._recount(record)
+        record.count(1)
+        self._note(record)
         if record.breaker.state is not _CLOSED:
             self._arm(record)
         return Slot(record, record.instance, token, self._clock.monotonic())
@@ -183,13 +192,14 @@ class Pool:
 
     def judge(self, slot: Slot, outcome: Outcome) -> None:
         """Let an outcome count for or against its instance, before the slot is freed."""
-        slot.record.idle_since = max(slot.record.idle_since, slot.taken_at + outcome.total_s)
+        record = slot.record
+        record.idle_since = max(record.idle_since, slot.taken_at + outcome.total_s)
         if outcome.result is _OK:
             self.progress(slot)
         elif outcome.result is Result.FAILED and outcome.kind is not None:
             self._judge_failure(slot, outcome.kind, outcome.retry_after_s)
         else:
-            slot.record.breaker.neutral(slot.token)
+            record.breaker.neutral(slot.token)
 
     def _judge_failure(self, slot: Slot, kind: FailureKind, retry_after_s: float | None) -> None:
         record = slot.record
@@ -233,16 +243,19 @@ class Pool:
         slot.freed = True
         if slot.loads:
             self.loads.end(slot, ready=False)
-        slot.record.in_flight -= 1
-        self._recount(slot.record)
+        slot.record.count(-1)
+        self._note(slot.record)
         return True
 
     def _recount(self, record: Record) -> None:
         record.recount()
-        journal = self.journal
-        if len(journal) >= _JOURNAL_MAX:
-            journal = self.journal = []
-        journal.append(record)
+        self._note(record)
+
+    def _note(self, record: Record) -> None:
+        if self._journal is not None:
+            if len(self._journal) >= _JOURNAL_MAX:
+                self._journal = []
+            self._journal.append(record)
 
     def _touch(self, record: Record) -> None:
         """After a change that decides who may serve."""

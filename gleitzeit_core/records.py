@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -38,15 +37,17 @@ EJECTED = "ejected"
 DEGRADED = "degraded"
 DRAINED = "drained"
 # Every request asks for these several times; to look a member up in its enumeration takes as long as a call.
-_READY, _OPEN, _HALF_OPEN = State.READY, BreakerState.OPEN, BreakerState.HALF_OPEN
+_READY = State.READY
+_CLOSED, _OPEN, _HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
 
 
 class Record:
     """The pool's own record of an instance; strategies see it as a `Candidate`."""
 
     __slots__ = (
-        *("allowance", "announced", "breaker", "busy_until", "degraded", "idle_since", "in_flight", "instance"),
-        *("limit", "load", "on_work", "proved", "reason", "room", "state", "timer", "_at_limit"),
+        *("allowance", "announced", "breaker", "busy_until", "condition", "degraded", "idle_since", "in_flight"),
+        *("instance", "limit", "load", "on_work", "proved", "reason", "room", "state", "timer"),
+        *("_at_limit", "_most", "_steady", "_worth"),
     )
 
     def __init__(self, instance: ResourceInstance, state: State, breaker: CircuitBreaker, now: float = 0.0) -> None:
@@ -62,8 +63,6 @@ class Record:
         # Work it may have at once, learned from its busy answers; None for what its instance says.
         self.limit: int | None = None
         self._at_limit = 0
-        self.load = 0.0
-        self.room = 0
         # It asked to be left alone until then, on the monotonic clock; 0.0 for never.
         self.busy_until = 0.0
         # Slow start after a recovery: work it may have at once, doubled by each success. None: all it can.
@@ -73,14 +72,41 @@ class Record:
         self.announced = ""
         # Called when it gets work while it has none.
         self.on_work: Callable[[], None] | None = None
+        self.recount()
 
     def __repr__(self) -> str:
         """Id, state and counts."""
         took = f"{self.in_flight}/{self.capacity} in flight"
         return f"<Record {self.instance.id} {self.condition}, {took}, {self.breaker!r}>"
 
-    @property
-    def condition(self) -> str:
+    def recount(self) -> None:
+        """Work out `condition`, `load` and `room` anew; after every change of anything they depend on."""
+        self.condition = self._condition()
+        self._worth = self.instance.weight / 2 if self.degraded else self.instance.weight
+        self.load = self.in_flight / self._worth
+        ready = self.state is _READY and not self.busy_until
+        self._steady = ready and self.breaker.state is _CLOSED
+        if not ready:
+            self.room = 0
+            return
+        if self.limit is not None and self.limit >= self.instance.max_concurrent:
+            self.limit = None
+        self._most = self.capacity if self.allowance is None else min(self.capacity, self.allowance)
+        self.room = self._most - self.in_flight
+        # An open breaker that `Snapshot` keeps in service for lack of others (panic) limits nothing.
+        if self.breaker.state is _HALF_OPEN:
+            self.room = min(self.room, self.breaker.room or 0)
+
+    def count(self, more: int) -> None:
+        """So much more is in flight, or less: while all is well, nothing else has to be looked at for that."""
+        self.in_flight = now = self.in_flight + more
+        if self._steady:
+            self.load = now / self._worth
+            self.room = self._most - now
+        else:
+            self.recount()
+
+    def _condition(self) -> str:
         """The state, for people.
 
         What is ready may be ``ejected`` by its breaker or ``degraded``. An external instance that has drained is
@@ -109,25 +135,6 @@ class Record:
         """Requests it works on at once: its learned `limit`, or what its instance says."""
         return self.instance.max_concurrent if self.limit is None else self.limit
 
-    def recount(self) -> None:
-        """Work out `load` and `room` anew; after every change of anything they depend on."""
-        self.load = self.in_flight / self.instance.weight
-        if self.degraded:
-            self.load *= 2
-        if self.state is not _READY or self.busy_until:
-            self.room = 0
-            return
-        limit = self.instance.max_concurrent
-        if self.limit is not None:
-            if self.limit < limit:
-                limit = self.limit
-            else:
-                self.limit = None
-        self.room = (limit if self.allowance is None else min(limit, self.allowance)) - self.in_flight
-        # An open breaker that `Snapshot` keeps in service for lack of others (panic) limits nothing.
-        if self.breaker.state is _HALF_OPEN:
-            self.room = min(self.room, self.breaker.room or 0)
-
     def succeeded(self) -> None:
         """Let the slow start go on, and a learned limit grow: by one after as many successes at the limit.
 
@@ -148,27 +155,25 @@ class Record:
         self.limit, self._at_limit = max(1, self.in_flight - 1), 0
 
 
-@dataclass(slots=True, eq=False)
 class Slot:
-    """Capacity taken on an instance, to be freed exactly once.
+    """Capacity taken on an instance, to be freed exactly once. What is not given begins with the values of the class.
 
     Args:
         record: Whose.
         instance: The instance as it was when the slot was taken.
         token: For its breaker.
         taken_at: On the monotonic clock.
-        used: Whether work was begun on it. What was not used need not be made ready again.
-        loads: What its request may have to wait for there; empty for nothing, and from its first output on.
     """
 
-    record: Record
-    instance: ResourceInstance
-    token: int
-    taken_at: float
     freed: bool = False
     progressed: bool = False
     used: bool = False
+    """Whether work was begun on it. What was not used need not be made ready again."""
     loads: frozenset[str] = frozenset()
+    """What its request may have to wait for there; empty for nothing, and from its first output on."""
+
+    def __init__(self, record: Record, instance: ResourceInstance, token: int, taken_at: float) -> None:
+        self.record, self.instance, self.token, self.taken_at = record, instance, token, taken_at
 
     def __repr__(self) -> str:
         """Which instance, and whether it is free again."""
@@ -178,19 +183,15 @@ class Slot:
 class Snapshot(View):
     """The instances that can meet some requirements. What it is made of is replaced on change, never changed.
 
-    Those with room are kept grouped by load, so that a pick takes the same time among 4,096 as among 4. The groups are
-    brought up to date from the pool's journal when they are looked at.
-
     Args:
         records: All that could, whatever their state, in order of id.
-        pool: Theirs.
     """
 
-    __slots__ = ("_groups", "_journal", "_places", "_pool", "_read", "ejected", "records")
+    __slots__ = ("ejected", "records")
 
     candidates: tuple[Record, ...]
 
-    def __init__(self, records: tuple[Record, ...], pool: Pool) -> None:
+    def __init__(self, records: Sequence[Record]) -> None:
         up = [r for r in records if r.state is _READY]
         ejected = [r for r in up if r.breaker.state is _OPEN]
         # At most half of those that are up are ejected, the earliest to come back last of all; the others stay in
@@ -198,17 +199,34 @@ class Snapshot(View):
         kept_out = sorted(ejected, key=lambda r: r.breaker.until or 0.0, reverse=True)[: len(up) // 2]
         self.ejected = frozenset(kept_out)
         super().__init__(tuple(r for r in up if r not in self.ejected) if kept_out else tuple(up))
-        self.records = records
-        self._pool = pool
-        self._journal: list[Record] | None = None
-        self._read = 0
-        # By load; and where each candidate stands: its group and its place in there, None when it has no room.
-        self._groups: dict[float, list[Record]] = {}
-        self._places: dict[object, tuple[float, int] | None] = dict.fromkeys(self.candidates)
+        self.records = tuple(records)
 
     def __repr__(self) -> str:
         """Counts."""
-        return f"<Snapshot {len(self.records)} instances, {len(self.candidates)} serving, {len(self.ejected)} ejected>"
+        counts = f"{len(self.records)} instances, {len(self.candidates)} serving, {len(self.ejected)} ejected"
+        return f"<{type(self).__name__} {counts}>"
+
+
+class Crowd(Snapshot):
+    """A snapshot of many. Those with room are kept grouped by load: a pick takes the same time among 4,096 as among 64.
+
+    The groups are brought up to date from the pool's journal when they are looked at. For a few, that takes longer than
+    to look at each of them.
+
+    Args:
+        records: As above.
+        pool: Theirs.
+    """
+
+    __slots__ = ("_groups", "_journal", "_places", "_pool", "_read")
+
+    def __init__(self, records: Sequence[Record], pool: Pool) -> None:
+        super().__init__(records)
+        self._pool, self._read = pool, 0
+        self._journal: list[Record] | None = None
+        # By load; and where each candidate stands: its group and its place in there, None when it has no room.
+        self._groups: dict[float, list[Record]] = {}
+        self._places: dict[object, tuple[float, int] | None] = dict.fromkeys(self.candidates)
 
     def least_loaded(self, random: Random) -> Record:
         """The one with room and the least load, ties at random."""
@@ -227,13 +245,8 @@ class Snapshot(View):
 
     def _catch_up(self) -> None:
         journal = self._pool.journal
-        if journal is not self._journal:
-            # The first look, or so much has happened since the last that the journal was begun anew.
-            changed: Sequence[Record] = self.candidates
-        elif len(journal) == self._read:
-            return
-        else:
-            changed = journal[self._read :]
+        # All at the first look, or if so much has happened since the last that the journal was begun anew.
+        changed = journal[self._read :] if journal is self._journal else self.candidates
         self._journal, self._read = journal, len(journal)
         groups, places = self._groups, self._places
         for record in changed:

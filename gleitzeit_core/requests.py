@@ -23,7 +23,7 @@ os.register_at_fork(after_in_child=_ids.seed)
 
 def new_request_id() -> str:
     """16 random hexadecimal digits: unique enough for logs and headers, cheap enough for every request."""
-    return f"{_ids.getrandbits(64):016x}"
+    return _ids.getrandbits(64).to_bytes(8).hex()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +122,7 @@ class Result(StrEnum):
     """Its caller left, or its deadline came: no mark against the instance."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, init=False)
 class Usage:
     """The work one answer took, in the protocol's own units: tokens, for language models.
 
@@ -134,15 +134,20 @@ class Usage:
     input_tokens: int = 0
     output_tokens: int = 0
 
-    def __post_init__(self) -> None:
+    def __init__(self, *, input_tokens: int = 0, output_tokens: int = 0) -> None:
         """Refuse what could not be added up.
 
         Raises:
             ValueError: One of them is not a whole number from 0.
         """
-        for count in (self.input_tokens, self.output_tokens):
-            if type(count) is not int or count < 0:
-                raise ValueError(f"tokens are whole numbers from 0, not {count!r}")
+        if type(input_tokens) is not int or type(output_tokens) is not int or input_tokens < 0 or output_tokens < 0:
+            raise ValueError(f"tokens are whole numbers from 0, not {input_tokens!r} and {output_tokens!r}")
+        object.__setattr__(self, "input_tokens", input_tokens)
+        object.__setattr__(self, "output_tokens", output_tokens)
+
+
+# Looked up once: to look a member up in its enumeration takes as long as a call.
+_OK = Result.OK
 
 
 class Outcome(NamedTuple):
@@ -178,13 +183,12 @@ class Outcome(NamedTuple):
 
         None when it failed or nothing is known of its tokens.
         """
-        tokens = self.usage.output_tokens if self.usage is not None else 0
-        if self.result is not Result.OK or tokens < 1:
+        if self.usage is None or self.result is not _OK:
             return None
-        first = self.first_output_s
-        if tokens == 1 or first is None or first >= self.total_s:
-            return self.total_s / tokens
-        return (self.total_s - first) / (tokens - 1)
+        tokens, first_s, total_s = self.usage.output_tokens, self.first_output_s, self.total_s
+        if tokens <= 1 or first_s is None or first_s >= total_s:
+            return total_s / tokens if tokens else None
+        return (total_s - first_s) / (tokens - 1)
 
 
 class Served(NamedTuple):

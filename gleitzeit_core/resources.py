@@ -178,9 +178,9 @@ class ResourceInstance:
 
     def channel_for(self, accepted: tuple[Speaks, ...]) -> tuple[str, Channel] | None:
         """The first of the `accepted` pairs this instance offers, as (api, channel); None when it offers none."""
-        for pair in accepted:
+        for api, kind in accepted:
             for offer in self.offers:
-                if offer[0] == pair.api and offer[1].kind is pair.channel:
+                if offer[0] == api and offer[1].kind is kind:
                     return offer
         return None
 

@@ -152,13 +152,9 @@ class Run(Ticket):
     @property
     def served(self) -> Served:
         """Who serves it, as of now."""
-        return Served(
-            instance_id=self.instance_id,
-            queued_s=self.queued_s,
-            tries=self.tries,
-            position=self.position,
-            expected_wait_s=self.expected_wait_s,
-        )
+        values = (self.instance_id, self.queued_s, self.tries, self.position, self.expected_wait_s)
+        # Past the call that a named tuple's own way to make one is.
+        return tuple.__new__(Served, values)
 
     @property
     def in_block(self) -> bool:
@@ -263,20 +259,16 @@ class Stream:
         if self._ending is not None and self._run.ending is not None:
             raise self._run.ending
         attempt = self._run.direct
-        if attempt is None or attempt.source is None:
-            return self._parts.__anext__()
-        return self._next(attempt, attempt.source)
+        return self._parts.__anext__() if attempt is None else self._next(attempt)
 
-    async def _next(self, attempt: Try, source: AsyncIterator[Any]) -> Any:  # noqa: ANN401 - as above
-        """The next part, without a step through each generator: these only have to know how it ends."""
+    async def _next(self, attempt: Try) -> Any:  # noqa: ANN401 - as above
+        """The next part, without a step through the generator: that only has to know how it ends."""
         try:
-            with self._run:
-                part = await source.__anext__()
-            attempt.came(part)
-        except BaseException as error:  # noqa: BLE001 - raised below, by the generators
-            attempt.put_off = error
-        else:
-            return part
+            return await attempt.__anext__()
+        except StopAsyncIteration:
+            pass
+        except BaseException as error:  # noqa: BLE001 - raised by the generator, unless that was closed meanwhile
+            await self._parts.athrow(error)
         return await self._parts.__anext__()
 
     async def __aenter__(self) -> Self:

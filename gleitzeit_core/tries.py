@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from gleitzeit_core.errors import DeadlineExceeded, FailureKind, InstanceFailure, InvalidRequest, RequestError
 from gleitzeit_core.requests import Outcome, Result, Usage
@@ -24,7 +24,9 @@ _OK = Result.OK
 
 
 class Try:
-    """One try. Whatever happens in its ``with`` block, its slot is freed once, and callers see only our own errors.
+    """One try. Whatever happens in it, its slot is freed once, and callers see only our own errors.
+
+    Made for every request: what is not given begins with the values of the class, and costs nothing until it changes.
 
     Args:
         provider: Who carries the request out.
@@ -34,20 +36,14 @@ class Try:
         metrics: Where the outcome is counted.
     """
 
-    __slots__ = (
-        *("_bytes_out", "_last", "_metrics", "_provider", "_run", "_shell", "_usage", "put_off", "slot", "source"),
-    )
+    _source: AsyncIterator[Any] | None = None
+    _ended: bool = False
+    _usage: Usage | None = None
+    _bytes_out: int = 0
+    _last: Any = None
 
     def __init__(self, provider: Executor, run: Run, slot: Slot, *, shell: Shell, metrics: ResourceMetrics) -> None:
-        self._provider, self._run, self.slot = provider, run, slot
-        self._shell, self._metrics = shell, metrics
-        self._usage: Usage | None = None
-        self._bytes_out = 0
-        self.source: AsyncIterator[Any] | None = None
-        """The parts as the provider gives them, for a reader who has had the first: past the generators between."""
-        self.put_off: BaseException | None = None
-        """What such a reader met, which `parts` is to raise in turn."""
-        self._last: Any = None
+        self._provider, self._run, self.slot, self._shell, self._metrics = provider, run, slot, shell, metrics
 
     def whole(self) -> Awaitable[Any]:
         """Carry it out; to be awaited at once. Work that cannot be cancelled goes on when its caller leaves.
@@ -58,52 +54,77 @@ class Try:
         return work if self.slot.instance.cancellable else asyncio.shield(self._shell.spawn(work))
 
     async def _execute(self) -> Any:  # noqa: ANN401 - what a method answers is its own
-        with self:
+        try:
             api, channel = self._reach()
             answer = await self._provider.execute_on(self.slot.instance, api, channel, self._run.request)
             self._note(answer)
-            return answer
+        except BaseException as error:
+            self._fail(error)
+            raise
+        self._release(None)
+        return answer
 
-    def parts(self) -> AsyncGenerator[Any, None]:
+    def parts(self) -> AsyncGenerator[Any, None] | Self:
         """Carry it out in parts. Where it cannot be cancelled it goes on when its caller leaves, and keeps its slot."""
-        return self._read() if self.slot.instance.cancellable or self._provider.parts_apart else self._in_one()
+        return self if self.slot.instance.cancellable or self._provider.parts_apart else self._in_one()
 
     async def _in_one(self) -> AsyncGenerator[Any, None]:
         with self._run:
             part = await self.whole()
         yield part
 
-    async def _read(self) -> AsyncGenerator[Any, None]:
-        run, slot = self._run, self.slot
-        with self:
-            try:
-                api, channel = self._reach()
-                self.source = source = self._provider.stream_on(slot.instance, api, channel, run.request)
-                while True:
-                    with run:
-                        part = await source.__anext__()
-                    self.came(part)
-                    run.direct = self
-                    yield part
-                    if self.put_off is not None:
-                        raise self.put_off
-            except StopAsyncIteration:
-                return
-            finally:
-                run.direct = self.put_off = None
-                # An iterator need not have it; a generator does.
-                aclose = getattr(self.source, "aclose", None)
-                if aclose is not None:
-                    await aclose()
+    def __aiter__(self) -> Self:
+        """Its parts."""
+        return self
 
-    def came(self, part: Any) -> None:  # noqa: ANN401 - what a method answers is its own
+    async def __anext__(self) -> Any:  # noqa: ANN401 - what a method answers is its own
+        """The next part."""
+        if self._ended:
+            raise StopAsyncIteration
+        run = self._run
+        try:
+            if self._source is None:
+                api, channel = self._reach()
+                self._source = self._provider.stream_on(self.slot.instance, api, channel, run.request)
+            with run:
+                part = await self._source.__anext__()
+            self._came(part)
+        except BaseException as error:
+            await self._stop(error)
+            raise
+        return part
+
+    async def aclose(self) -> None:
+        """Stop the work, if it has begun and not ended; its slot is freed when it has stopped."""
+        if self._source is not None:
+            await self._stop(GeneratorExit())
+
+    async def _stop(self, end: BaseException) -> None:
+        """It has come to its `end`: close what gives the parts, then free the slot. May raise our own error instead."""
+        if self._ended:
+            return
+        self._run.direct, self._ended = None, True
+        try:
+            # An iterator need not have it; a generator does.
+            aclose = getattr(self._source, "aclose", None)
+            if aclose is not None:
+                await aclose()
+        except BaseException as error:
+            self._fail(error)
+            raise
+        if isinstance(end, StopAsyncIteration):
+            self._release(None)
+        else:
+            self._fail(end)
+
+    def _came(self, part: Any) -> None:  # noqa: ANN401 - what a method answers is its own
         """A part has come."""
-        run, slot = self._run, self.slot
+        run, slot, self._last = self._run, self.slot, part
         # An iterator may say so by an attribute of that name.
-        run.at_end = getattr(self.source, "at_end", False)
+        run.at_end = getattr(self._source, "at_end", False)
         self._note(part)
         if not slot.progressed:
-            run.first_output_s = self._shell.clock.monotonic() - slot.taken_at
+            run.direct, run.first_output_s = self, self._shell.clock.monotonic() - slot.taken_at
             self._shell.admission.progress(slot)
 
     def _reach(self) -> tuple[str, Channel]:
@@ -117,7 +138,6 @@ class Try:
 
     def _note(self, part: Any) -> None:  # noqa: ANN401 - what a method answers is its own
         """Count what came back: its bytes, where it is bytes or has them as its body, and the work it says it took."""
-        self._last = part
         try:
             body = part if isinstance(part, bytes) else getattr(part, "body", None)
             self._bytes_out += len(body) if isinstance(body, bytes) else 0
@@ -127,13 +147,8 @@ class Try:
         except Exception:
             logger.exception("%r cannot tell the usage of an answer", self._provider)
 
-    def __enter__(self) -> None:
-        """There is nothing to do: the slot is taken already."""
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if error is None:
-            self._release(None)
-            return
+    def _fail(self, error: BaseException) -> None:
+        """It has ended with `error`; raise our own in place of one that is not."""
         name = self.slot.instance.id
         if isinstance(error, InstanceFailure):
             error.instance_id = name
@@ -146,23 +161,22 @@ class Try:
 
     def _release(self, failure: BaseException | None) -> None:
         run, slot, admission = self._run, self.slot, self._shell.admission
-        request, name = run.request, slot.instance.id
-        needs, body, total_s = request.requirements, request.body, self._shell.clock.monotonic() - slot.taken_at
-        result, kind, retry_after_s, first_s = _OK, None, None, run.first_output_s
+        asked, name, total_s = run.request, slot.instance.id, self._shell.clock.monotonic() - slot.taken_at
+        needs, body, first_s = asked.requirements, asked.body, run.first_output_s
+        result, kind, retry_s = _OK, None, None
         if failure is None:
             if first_s is None:
                 run.first_output_s = first_s = total_s
         elif not self._has_all(failure):
             result, kind = self._judged(failure)
-            retry_after_s = failure.retry_after_s if isinstance(failure, InstanceFailure) else None
-        bytes_in = len(body) if slot.used and body is not None else 0
-        run.outcome = outcome = Outcome(
-            *(result, kind, run.wait_s, first_s, total_s, retry_after_s, self._usage, bytes_in, self._bytes_out),
-            needs.tenant,
-        )
-        name = name if name in admission.pool.records else self._metrics.GONE
-        model = needs.model if needs.capabilities else ""
-        self._metrics.record(request.method, name, outcome, route=run.route.name, model=model, api=request.dialect)
+            retry_s = failure.retry_after_s if isinstance(failure, InstanceFailure) else None
+        sent = len(body) if body is not None and slot.used else 0
+        values = (result, kind, run.wait_s, first_s, total_s, retry_s, self._usage, sent, self._bytes_out, needs.tenant)
+        # Past the call that a named tuple's own way to make one is.
+        run.outcome = outcome = tuple.__new__(Outcome, values)
+        if name not in admission.pool.records:
+            name = self._metrics.GONE
+        self._metrics.record(asked.method, name, outcome, route=run.route.name, model=needs.model, api=asked.dialect)
         if failure is None or isinstance(failure, InstanceFailure) or not self._lingers(outcome):
             admission.release(run, slot, outcome)
 

@@ -20,6 +20,7 @@ from gleitzeit_core.routing import Offer, OfferKind
 from gleitzeit_core.testing.machine import Machine
 
 if TYPE_CHECKING:
+    from gleitzeit_core.requests import Request
     from gleitzeit_core.routing import Ticket
 
 X = frozenset({"x"})
@@ -619,6 +620,26 @@ def test_a_strategy_that_raises_does_not_cost_a_slot() -> None:
     assert machine.where(ticket) == "a"
     machine.release(ticket)
     assert machine.admission.pool.in_flight == 0
+
+
+@pytest.mark.parametrize("hears", ["started", "finished"])
+def test_a_strategy_may_hear_of_beginnings_or_ends_alone(hears: str) -> None:
+    """Who wants to know of one of them is told of it, for each try once."""
+    from gleitzeit_core.strategies.base import NoOptions  # noqa: PLC0415 - beside the class that needs it
+    from gleitzeit_core.strategies.simple import RoundRobin  # noqa: PLC0415
+
+    heard: list[str] = []
+
+    def hear(_: object, request: Request, *__: object) -> None:
+        heard.append(request.id)
+
+    curious = type("Curious", (RoundRobin,), {hears: hear})
+    machine = Machine(lambda random, clock: curious(NoOptions(), random=random, clock=clock))
+    machine.add("a")
+    tickets = [machine.submit() for _ in range(3)]
+    for ticket in tickets:
+        machine.release(ticket)
+    assert heard == [ticket.request.id for ticket in tickets]
 
 
 def test_a_cancelled_grant_is_given_to_the_next(machine: Machine) -> None:

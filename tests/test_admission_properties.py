@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from gleitzeit_core.effects import Emptied, Recycle, Scale
 from gleitzeit_core.errors import FailureKind, InstanceFailure, QueueFull, RequestError
 from gleitzeit_core.pool import State
+from gleitzeit_core.records import Crowd
 from gleitzeit_core.requests import Outcome, Result
 from gleitzeit_core.resources import Ownership, instance_id
 from gleitzeit_core.routing import Offer, OfferKind, Route, Share
@@ -93,6 +94,8 @@ class Chaos:
         self.scaled: dict[Any, int] = {}
         self.ended: set[Ticket] = set()
         self.patient = 0
+        # As if they were of many: one for each balancer, brought up to date at each check.
+        self.crowds: dict[LoadBalancer, tuple[int, Crowd]] = {}
         self.generation = Counter[str]()
         for name in NAMES[:3]:
             self.put(name, 1)
@@ -295,9 +298,9 @@ class Chaos:
             assert record.in_flight == outstanding[record]
             assert record.in_flight <= record.instance.max_concurrent
             assert record.load == (2 if record.degraded else 1) * record.in_flight / record.instance.weight
-            before = record.room
+            before = record.room, record.load, record.condition
             record.recount()
-            assert record.room == before, "its room was not worked out anew"
+            assert (record.room, record.load, record.condition) == before, "they were not worked out anew"
             assert record.condition == record.announced, "a change was not told"
 
     def check_tickets(self) -> None:
@@ -313,11 +316,17 @@ class Chaos:
         kept = balancer.snapshot
         fresh = self.admission.pool.snapshot(balancer.route.hubs, balancer.requirements)
         assert kept.candidates == fresh.candidates
-        assert kept.has_room() is any(record.room > 0 for record in fresh.candidates)
-        if kept.has_room():
-            least = min(record.load for record in fresh.free)
-            assert kept.least_loaded(Random(0)).load == least
-            assert kept.least_loaded(Random(0)).room > 0
+        version, crowd = self.crowds.get(balancer, (-1, None))
+        if crowd is None or version != self.admission.pool.version:
+            crowd = Crowd(fresh.records, self.admission.pool)
+            self.crowds[balancer] = self.admission.pool.version, crowd
+        for view in (kept, crowd):
+            assert view.candidates == fresh.candidates
+            assert view.has_room() is any(record.room > 0 for record in fresh.candidates)
+            if view.has_room():
+                least = min(record.load for record in fresh.free)
+                assert view.least_loaded(Random(0)).load == least
+                assert view.least_loaded(Random(0)).room > 0
         up = sum(1 for record in fresh.records if record.state is State.READY)
         assert len(fresh.ejected) <= up // 2, "more than half are ejected"
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
+from math import sqrt
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gleitzeit_core.errors import FailureKind
+from gleitzeit_core.records import Crowd
 from gleitzeit_core.strategies.base import WAIT, NoOptions, Strategy, View
 from gleitzeit_core.strategies.simple import LeastLoaded, RandomChoice, RoundRobin
 from gleitzeit_core.testing.conformance import StrategyConformance
@@ -72,7 +74,8 @@ def test_only_what_has_room_is_picked(kind: type[Strategy[Any]], rooms: list[int
             bench.admission.pool.take(record)
     ticket = bench.ticket()
     strategy = kind(NoOptions(), random=bench.random, clock=bench.clock)
-    for view in (View(tuple(records)), bench.admission.pool.snapshot(None, ticket.request.requirements)):
+    pool = bench.admission.pool
+    for view in (View(tuple(records)), pool.snapshot(None, ticket.request.requirements), Crowd(records, pool)):
         picked = strategy.pick(ticket.request, view)
         assert picked is not WAIT
         assert picked in [record for record, room in zip(records, rooms, strict=True) if room]
@@ -121,13 +124,16 @@ def test_random_gives_equal_chances() -> None:
     assert all(abs(count - 2500) < 217 for count in counts.values())
 
 
-def test_least_loaded_breaks_ties_at_random() -> None:
-    """Light traffic is spread over all that are idle, not sent to the first."""
+@pytest.mark.parametrize("instances", [4, 40])
+def test_least_loaded_breaks_ties_at_random(instances: int) -> None:
+    """Light traffic is spread over all that are idle, not sent to the first, be they few or many."""
     bench = machine(LeastLoaded, seed=1)
-    for number in range(4):
-        bench.add(f"i{number}")
-    counts = Counter(one_at_a_time(bench, 10_000))
-    assert all(abs(count - 2500) < 217 for count in counts.values())
+    for number in range(instances):
+        bench.add(f"i{number:02}")
+    counts = Counter(one_at_a_time(bench, 2_500 * instances))
+    assert len(counts) == instances
+    # Five standard deviations, as above.
+    assert all(abs(count - 2500) < 5 * sqrt(2500 * (1 - 1 / instances)) for count in counts.values())
 
 
 def test_least_loaded_fills_by_weight() -> None:

@@ -108,6 +108,46 @@ async def test_a_stream_need_not_be_a_generator() -> None:
             assert Parts.closed == closed
 
 
+@pytest.mark.parametrize("failure", [None, LookupError("oops")])
+async def test_a_stream_that_is_closed_while_it_is_read(failure: Exception | None) -> None:
+    """Its slot is freed once, by whoever is first, and the reader hears that it has ended."""
+
+    class Parts:
+        def __init__(self) -> None:
+            self.asked, self.over = asyncio.Event(), asyncio.Event()
+            self.left = ["first"]
+
+        def __aiter__(self) -> Parts:
+            return self
+
+        async def __anext__(self) -> str:
+            if self.left:
+                return self.left.pop()
+            self.asked.set()
+            await self.over.wait()
+            raise failure or StopAsyncIteration
+
+        async def aclose(self) -> None:
+            self.over.set()
+
+    class Other(ScriptedProvider):
+        def stream_on(self, *_: object) -> Any:  # noqa: ANN401 - parts
+            return source
+
+    async with stage(["a"]) as on:
+        source, provider = Parts(), Other()
+        provider.bind(on.dispatcher)
+        parts = provider.stream("echo/parts")
+        assert await anext(parts) == "first"
+        reading = asyncio.create_task(anext(parts, "the end"))
+        await source.asked.wait()
+        await parts.aclose()
+        assert await reading == "the end"
+        assert await anext(parts, "the end") == "the end"
+        assert (on.in_flight, len(on.watcher.finished)) == (0, 1)
+        assert on.outcomes() == [("cancelled", None)]
+
+
 async def test_what_a_stream_should_not_raise_is_translated() -> None:
     """As for a whole answer."""
     async with stage(["a"]) as on:

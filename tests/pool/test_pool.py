@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from gleitzeit_core.breaker import BreakerState
 from gleitzeit_core.effects import Changed, Emptied, Recycle
 from gleitzeit_core.errors import FailureKind
-from gleitzeit_core.pool import State
+from gleitzeit_core.pool import Slot, State
 from gleitzeit_core.requests import Outcome, Result
 from gleitzeit_core.resources import Ownership
 
@@ -232,6 +233,30 @@ def test_what_was_not_used_is_not_made_ready_again(machine: Machine) -> None:
     assert [effect.slot for effect in machine.taken(Recycle)] == [used]
     machine.admission.recycled(used, keep=True)
     assert used.freed
+
+
+# -- many ----------------------------------------------------------------------------------------------------------------
+
+
+def test_many_are_found_by_their_load(machine: Machine) -> None:
+    """However much has happened since somebody last looked: what has changed since then is not kept for ever."""
+    records = [machine.add(f"i{number:02}", max_concurrent=2) for number in range(20)]
+    pool, looked_at, left_alone = machine.admission.pool, snapshot(machine), snapshot(machine)
+    assert repr(looked_at) == "<Crowd 20 instances, 20 serving, 0 ejected>"
+    assert left_alone.has_room()
+    began, random, slots = pool.journal, Random(1), list[Slot]()
+    while pool.journal is began:
+        if len(slots) < 40 and random.random() < 0.5:
+            slots.append(pool.take(random.choice([record for record in records if record.room])))
+        elif slots:
+            assert pool.free(slots.pop(int(random.random() * len(slots))))
+        assert looked_at.has_room() is any(record.room for record in records)
+        if looked_at.has_room():
+            assert looked_at.least_loaded(random).load == min(record.load for record in records if record.room)
+    assert len(pool.journal) == 1
+    pool.free(slots.pop())
+    for view in (looked_at, left_alone):
+        assert view.least_loaded(random).load == min(record.load for record in records if record.room)
 
 
 # -- timers -------------------------------------------------------------------------------------------------------------------

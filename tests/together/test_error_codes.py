@@ -13,7 +13,7 @@ import pytest
 import gleitzeit_gateway
 from gleitzeit_core import errors
 from gleitzeit_core.errors import FailureKind, GleitzeitError, InstanceFailure, Problem, RequestError
-from gleitzeit_gateway import http_reader
+from gleitzeit_gateway import http_parsing
 from gleitzeit_gateway.errors import status_of
 from gleitzeit_gateway.limits import LimitReached
 from gleitzeit_gateway.rpc_messages import described
@@ -112,7 +112,7 @@ def test_statuses_of_failures() -> None:
 
 def test_statuses_below_http() -> None:
     """What is no request at all."""
-    refused = {http_reader._BAD_REQUEST, http_reader._TOO_LONG, http_reader._TOO_MANY}
+    refused = {http_parsing.BAD_REQUEST, http_parsing._TOO_LONG, http_parsing.TOO_MANY}
     assert set(map(int, re.findall(r"\d{3}", TOLD["bad_request"]))) == refused
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from email.utils import formatdate
+from functools import lru_cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
@@ -11,6 +12,8 @@ from aiohttp import HttpVersion11, web
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from aiohttp import HttpVersion
 
     from gleitzeit_gateway.http_request import Request
 
@@ -34,43 +37,41 @@ class Whole:
         status: HTTP status, from 200.
         content_type: Of the body.
         headers: Further ones.
+
+    Attributes:
+        lines: Of its head: all but those of the connection and the body's size. More may be added, from `lines_of`.
+
+    Raises:
+        ValueError: A header cannot be sent.
     """
 
-    __slots__ = ("_closes", "body", "headers", "status")
+    __slots__ = ("_closes", "body", "lines", "status")
+    prepared: Final = False
+    """Whether some of it was sent before it was returned."""
 
     def __init__(
         self, body: bytes, *, status: int = 200, content_type: str = "", headers: Mapping[str, str] | None = None
     ) -> None:
         self.body, self.status = body, status
-        self.headers: dict[str, str] = {**headers} if headers else {}
-        if content_type:
-            self.headers["Content-Type"] = content_type
+        self.lines = line("Content-Type", content_type) if content_type else ""
+        if headers:
+            self.lines += lines_of(headers)
         self._closes = False
 
     def __repr__(self) -> str:
         """Status and size."""
         return f"<Whole {self.status}, {len(self.body)} bytes>"
 
-    @property
-    def prepared(self) -> bool:
-        """Whether some of it was sent before it was returned: no."""
-        return False
-
     def force_close(self) -> None:
         """Close the connection after it."""
         self._closes = True
 
     def rest_for(self, request: Request) -> tuple[bytes, bool]:
-        """What is to be sent, all of it; and whether the connection can be kept.
-
-        Raises:
-            ValueError: A header cannot be sent.
-        """
+        """What is to be sent, all of it; and whether the connection can be kept."""
         keeps = request.keep_alive and not self._closes
-        empty = self.status in _WITHOUT_BODY
-        size = "" if empty else f"Content-Length: {len(self.body)}\r\n"
-        top = head(request, self.status, self.headers, size, keeps=keeps)
-        return top if empty or request.method == "HEAD" else top + self.body, keeps
+        size = "" if self.status in _WITHOUT_BODY else f"Content-Length: {len(self.body)}\r\n"
+        top = _head(request.head.version, self.status, self.lines + size, keeps=keeps)
+        return top + self.body if size and request.method != "HEAD" else top, keeps
 
 
 class InParts:
@@ -79,31 +80,32 @@ class InParts:
     Args:
         request: That it answers.
         headers: Of it.
+        lines: Further ones, from `lines_of`.
 
-    Attributes:
-        status: 200.
+    Raises:
+        ValueError: A header cannot be sent.
     """
 
-    __slots__ = ("_carrier", "_chunked", "_ended", "_keeps", "_mute", "_unsent", "status")
+    __slots__ = ("_carrier", "_chunked", "_ended", "_keeps", "_mute", "_unsent")
+    prepared: Final = True
+    """Whether some of it was sent before it was returned."""
+    status: Final = 200
 
-    def __init__(self, request: Request, headers: Mapping[str, str]) -> None:
-        self.status: Final = 200
-        self._carrier, self._mute = request.carrier, request.method == "HEAD"
-        chunked = request.version >= HttpVersion11
-        self._keeps = request.keep_alive and chunked
-        coding = "Transfer-Encoding: chunked\r\n" if chunked and not self._mute else ""
-        self._chunked, self._ended = chunked and not self._mute, False
-        self._unsent = head(request, self.status, headers, coding, keeps=self._keeps)
+    def __init__(self, request: Request, headers: Mapping[str, str], lines: str = "") -> None:
+        self._carrier, self._mute, self._ended = request.carrier, request.method == "HEAD", False
+        version = request.head.version
+        known = version >= HttpVersion11
+        self._chunked, self._keeps = known and not self._mute, known and request.keep_alive
+        if headers:
+            lines += lines_of(headers)
+        if self._chunked:
+            lines += "Transfer-Encoding: chunked\r\n"
+        self._unsent = _head(version, self.status, lines, keeps=self._keeps)
         request.begin()
 
     def __repr__(self) -> str:
         """How far it is."""
         return f"<InParts {'ended' if self._ended else 'not begun' if self._unsent else 'begun'}>"
-
-    @property
-    def prepared(self) -> bool:
-        """Whether some of it was sent before it was returned: yes."""
-        return True
 
     def force_close(self) -> None:
         """Close the connection after it."""
@@ -162,6 +164,7 @@ class InParts:
         return rest, self._keeps
 
 
+_OURS: Final = (Whole, InParts)
 Reply: TypeAlias = web.StreamResponse | Whole | InParts
 """What an endpoint answers with."""
 
@@ -173,51 +176,52 @@ async def send(request: Request, reply: Reply) -> bool:
         ConnectionError: The caller has left.
         ValueError: A header cannot be sent.
     """
-    if isinstance(reply, web.StreamResponse):
-        await reply.prepare(cast("Any", request))
-        await reply.write_eof()
-        return bool(reply.keep_alive)
-    rest, keeps = reply.rest_for(request)
-    if rest:
-        request.begin()
-        if request.carrier.put(rest):
-            await request.carrier.drained()
-    return keeps
+    if isinstance(reply, _OURS):
+        rest, keeps = reply.rest_for(request)
+        if rest:
+            request.begin()
+            if request.carrier.put(rest):
+                await request.carrier.drained()
+        return keeps
+    await reply.prepare(cast("Any", request))
+    await reply.write_eof()
+    return bool(reply.keep_alive)
 
 
-def head(request: Request, status: int, headers: Mapping[str, str], framing: str, *, keeps: bool) -> bytes:
+def lines_of(headers: Mapping[str, str]) -> str:
+    """Headers as they stand in a head, each with the end of its line.
+
+    Raises:
+        ValueError: One of them cannot be sent.
+    """
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    # Nothing that stands in a header may begin another one.
+    if not lines.count("\n") == lines.count("\r") == len(headers) or "\0" in lines:
+        raise ValueError("a header of the answer has characters that cannot be sent")
+    return lines
+
+
+@lru_cache(1024)
+def line(name: str, value: str) -> str:
+    """`lines_of` one header, which stands in many answers."""
+    return lines_of({name: value})
+
+
+def _head(version: HttpVersion, status: int, lines: str, *, keeps: bool) -> bytes:
     """The head of an answer.
 
     Args:
-        request: That it answers.
+        version: Of HTTP, that the request came in.
         status: HTTP status.
-        headers: All but those of the connection and the body's size.
-        framing: The line that says where the body ends.
+        lines: All but those of the connection.
         keeps: Whether the connection is kept.
-
-    Raises:
-        ValueError: A header cannot be sent.
     """
-    own = "\r\n".join((*map(": ".join, headers.items()), ""))
-    # Nothing that stands in a header may begin another one.
-    if not own.count("\n") == own.count("\r") == len(headers) or "\0" in own:
-        raise ValueError("a header of the answer has characters that cannot be sent")
     first = _FIRST_LINES.get(status) or f"HTTP/1.1 {status} Unknown\r\n"
-    connection = _CONNECTION[request.version < HttpVersion11, keeps]
-    return f"{first}{own}{framing}{_date.line()}{connection}\r\n".encode("utf-8", "surrogateescape")
+    end = _end_of_head(version, keeps, int(time.time()))
+    return f"{first}{lines}{end}".encode("utf-8", "surrogateescape")
 
 
-class _Date:
-    """The line that says when: worked out once a second."""
-
-    def __init__(self) -> None:
-        self._second, self._line = 0, ""
-
-    def line(self) -> str:
-        second = int(time.time())
-        if second != self._second:
-            self._second, self._line = second, f"Date: {formatdate(second, usegmt=True)}\r\n"
-        return self._line
-
-
-_date: Final = _Date()
+@lru_cache(8)
+def _end_of_head(version: HttpVersion, keeps: bool, second: int) -> str:  # noqa: FBT001 - private, and a key
+    """When it is sent, and what becomes of the connection: for a second it is the same."""
+    return f"Date: {formatdate(second, usegmt=True)}\r\n{_CONNECTION[version < HttpVersion11, keeps]}\r\n"

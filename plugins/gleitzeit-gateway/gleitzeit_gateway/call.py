@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import web
 
 from gleitzeit_core.errors import GleitzeitError, InstanceFailure, InvalidRequest
-from gleitzeit_gateway.answers import InParts
+from gleitzeit_gateway.answers import InParts, Whole, line, lines_of
 from gleitzeit_gateway.callers import ANYBODY
 from gleitzeit_gateway.errors import Refused
 
@@ -18,13 +18,16 @@ if TYPE_CHECKING:
 
     from gleitzeit_core.manager import ResourceManager
     from gleitzeit_core.requests import Served
-    from gleitzeit_gateway.callers import Caller
     from gleitzeit_gateway.http_request import Request
     from gleitzeit_gateway.options import GatewayOptions
+    from gleitzeit_gateway.passage import Passage
 
 logger = logging.getLogger(__name__)
 
-AFFINITY: Final = "X-Gleitzeit-Affinity"
+MARK: Final = "X-Gleitzeit-Gateway"
+"""On every answer: by it discovery knows a gateway from an Ollama."""
+_INSTANCE: Final = "X-Gleitzeit-Instance"
+_OF_EVERY: Final = lines_of({MARK: "1", "Server": "gleitzeit"})
 
 
 class Call:
@@ -37,33 +40,25 @@ class Call:
         shown_id: For logs and headers; the caller's own, where it sent one.
         unique_id: For the request inside: what a caller chooses may have been used before, and by somebody else.
         ending: Set when the gateway begins to shut down; from then on it takes nothing new.
-        headers: Put on the answer, whatever it is.
+
+    Attributes:
+        headers: Put on the answer, whatever it is, besides those that every answer has.
+        passage: What follows from its head; set before an endpoint gets it.
+        caller: Whose key was used, and what it may do.
+        held: Whether it counts as a running request of its key.
+        model: For the access line; set by the endpoint when it knows.
+        served: Who served it; set by `note_served`.
+        queued_ms: How long it waited then, in milliseconds.
+        error: The code of the error that was answered; for the access line.
+        failed_on: The instance that failed, when that was the error; for the access line.
+        begun: Whether an answer in parts has begun: no other can be sent any more.
+        broken_off: Whether an answer that had begun was cut.
     """
 
-    caller: Caller = ANYBODY
-    """Whose key was used, and what it may do."""
-    tenant: str = ""
-    """The name of that key; empty for none."""
-    priority: int = 0
-    """Of that key."""
-    admin: bool = False
-    """Whether its caller may change the pool."""
-    rest: str = ""
-    """What a path ending in ``*`` matched there."""
-    model: str = ""
-    """For the access line; set by the endpoint when it knows."""
-    served: Served | None = None
-    """Who served it; set by `note_served`."""
-    error: str = ""
-    """The code of the error that was answered; for the access line."""
-    failed_on: str = ""
-    """The instance that failed, when that was the error; for the access line."""
-    begun: bool = False
-    """Whether an answer in parts has begun: no other can be sent any more."""
-    broken_off: bool = False
-    """Whether an answer that had begun was cut."""
-    held: bool = False
-    """Whether it counts as a running request of its key."""
+    __slots__ = (
+        *("begun", "broken_off", "caller", "ending", "error", "failed_on", "headers", "held", "id", "manager", "model"),
+        *("options", "passage", "queued_ms", "request", "served", "unique_id"),
+    )
 
     def __init__(
         self,
@@ -73,16 +68,36 @@ class Call:
         shown_id: str,
         unique_id: str,
         ending: asyncio.Event,
-        headers: dict[str, str],
     ) -> None:
         self.request, self.manager, self.options = request, manager, options
-        self.id, self.unique_id, self.ending, self.headers = shown_id, unique_id, ending, headers
+        self.id, self.unique_id, self.ending = shown_id, unique_id, ending
+        self.headers: dict[str, str] = {}
+        self.passage: Passage
+        self.caller, self.held = ANYBODY, False
+        self.served: Served | None = None
+        self.model = self.queued_ms = self.error = self.failed_on = ""
+        self.begun = self.broken_off = False
 
     def __repr__(self) -> str:
         """Its id and what was asked for."""
         return f"<Call {self.id}, {self.request!r}>"
 
     # -- who asks ----------------------------------------------------------------------------------------------
+
+    @property
+    def tenant(self) -> str:
+        """The name of its key; empty for none."""
+        return self.caller.name
+
+    @property
+    def priority(self) -> int:
+        """Of that key."""
+        return self.caller.priority
+
+    @property
+    def admin(self) -> bool:
+        """Whether its caller may change the pool."""
+        return self.passage.admin
 
     def hold(self) -> None:
         """Count it as a request of its key, which runs until `let_go`; what the key has left goes into the headers.
@@ -93,10 +108,10 @@ class Call:
         limits = self.caller.limits
         try:
             limits.acquire()
-            self.held = True
         finally:
             if limits.bounded:
                 self.headers.update(limits.headers())
+        self.held = True
 
     def let_go(self) -> None:
         """It has ended. More than once is fine."""
@@ -106,6 +121,11 @@ class Call:
 
     # -- what was asked ----------------------------------------------------------------------------------------
 
+    @property
+    def rest(self) -> str:
+        """What a path ending in ``*`` matched there."""
+        return self.passage.rest
+
     async def body(self) -> bytes:
         """The whole body.
 
@@ -113,14 +133,19 @@ class Call:
             Refused: It is too large (413), or does not arrive in time (408).
             InvalidRequest: It is not encoded as its headers say.
         """
-        request, limit = self.request, self.options.max_body_bytes
-        if (request.content_length or 0) > limit:
-            raise _too_large(limit)
-        body = request.content.take_whole()
+        body = self.body_now()
         if body is None:
+            limit = self.options.max_body_bytes
+            if (self.request.content_length or 0) > limit:
+                raise _too_large(limit)
             body = await self._rest_of_body(limit)
-        elif len(body) > limit:
-            raise _too_large(limit)
+        return body
+
+    def body_now(self) -> bytes | None:
+        """The same where all of it has come; None where `body` must be awaited."""
+        body = self.request.take_whole()
+        if body is not None and len(body) > self.options.max_body_bytes:
+            raise _too_large(self.options.max_body_bytes)
         return body
 
     async def _rest_of_body(self, limit_bytes: int) -> bytes:
@@ -160,7 +185,7 @@ class Call:
     @property
     def affinity(self) -> str:
         """What its caller names to keep requests together, for strategies that look at it."""
-        return self.request.headers.get(AFFINITY, "")
+        return self.passage.affinity
 
     @property
     def draining(self) -> bool:
@@ -176,27 +201,50 @@ class Call:
     # -- what is answered --------------------------------------------------------------------------------------
 
     def note_served(self, served: Served) -> None:
-        """Say in the answer's headers and in the access line who served it; nothing where no instance did."""
+        """Say in the answer's head and in the access line who served it; nothing where no instance did."""
         if served.tries:
-            self.served = served
-            self.headers["X-Gleitzeit-Instance"] = served.instance_id
-            self.headers["X-Gleitzeit-Queue-Ms"] = f"{served.queued_s * 1000:.0f}"
-            self.headers["X-Gleitzeit-Tries"] = str(served.tries)
+            self.served, self.queued_ms = served, f"{served.queued_s * 1000:.0f}"
+
+    def lines(self) -> str:
+        """What the head of the answer says besides what the answer itself does.
+
+        Raises:
+            ValueError: A header cannot be sent.
+        """
+        lines, served = f"{_OF_EVERY}X-Request-Id: {self.id}\r\n", self.served
+        if served is not None:
+            waited = f"X-Gleitzeit-Queue-Ms: {self.queued_ms}\r\nX-Gleitzeit-Tries: {served.tries}\r\n"
+            lines += line(_INSTANCE, served.instance_id) + waited
             if served.position:
-                self.headers["X-Gleitzeit-Queue-Position"] = str(served.position)
-                self.headers["X-Gleitzeit-Expected-Wait-Ms"] = f"{served.expected_wait_s * 1000:.0f}"
+                lines += line("X-Gleitzeit-Queue-Position", str(served.position))
+                lines += line("X-Gleitzeit-Expected-Wait-Ms", f"{served.expected_wait_s * 1000:.0f}")
+        return lines + lines_of(self.headers) if self.headers else lines
+
+    def sign(self, reply: Whole | web.StreamResponse) -> None:
+        """Put that on an answer that has not begun.
+
+        Raises:
+            ValueError: A header cannot be sent.
+        """
+        if isinstance(reply, Whole):
+            reply.lines += self.lines()
+        else:
+            reply.headers.update(dict(one.split(": ", 1) for one in self.lines().split("\r\n")[:-1]))
 
     def note_error(self, error: Exception) -> None:
         """Say in the headers and in the access line what went wrong with the request as a whole."""
         if isinstance(error, InstanceFailure) and error.instance_id:
             self.failed_on = error.instance_id
-            self.headers.setdefault("X-Gleitzeit-Instance", error.instance_id)
+            if self.served is None:
+                self.headers.setdefault(_INSTANCE, error.instance_id)
         self.note_partial_error(error)
 
     def note_partial_error(self, error: Exception) -> None:
         """Say in the access line what went wrong; what is a mistake of our own goes to the log whole."""
-        self.error = error.code if isinstance(error, GleitzeitError) else "internal"
-        if not isinstance(error, GleitzeitError):
+        if isinstance(error, GleitzeitError):
+            self.error, error.of_request = error.code, self.id
+        else:
+            self.error = "internal"
             logger.error("request %s failed", self.id, exc_info=error)
 
     def in_parts(self, content_type: str) -> InParts:
@@ -208,7 +256,7 @@ class Call:
         Raises:
             ValueError: A header cannot be sent.
         """
-        response = InParts(self.request, {**self.headers, "Content-Type": content_type})
+        response = InParts(self.request, {}, self.lines() + line("Content-Type", content_type))
         self.begun = True
         return response
 

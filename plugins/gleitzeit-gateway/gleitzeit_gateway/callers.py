@@ -70,7 +70,7 @@ class Caller:
         """
         if (method.restricted or self._methods is not None) and not self.may_call(method):
             raise Refused(_FORBIDDEN, self._why_not(method), "method_not_allowed")
-        if model:
+        if model and self._models is not None:
             self.check_model(model)
 
     def check_model(self, model: str) -> None:

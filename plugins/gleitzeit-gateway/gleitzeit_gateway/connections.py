@@ -1,9 +1,9 @@
-"""The connections of callers: how many there may be, how long they may say nothing, how large the head of a request is.
+"""The connections of callers: how many there may be, and how long they may say nothing.
 
 Where there are too many, those that do nothing make room: first the one that has been idle for longest, then the one
 that has taken longest over the head of its request. Only when all are at work is a new one refused.
 
-`Connections` knows nothing of HTTP but where a head ends. The server tells it what happens.
+`Connections` knows nothing of HTTP. The server tells it what happens.
 """
 
 from __future__ import annotations
@@ -11,48 +11,46 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import re
 import resource
 import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from gleitzeit_gateway.errors import Refused
+from gleitzeit_gateway.http_parsing import HeadLimits
 from gleitzeit_gateway.last_answer import last_answer
 
 if TYPE_CHECKING:
     from gleitzeit_gateway.options import GatewayOptions
 
-_END_OF_HEAD: Final = re.compile(rb"\r?\n\r?\n")
-# All of such an end but for its last byte.
-_TAIL_BYTES: Final = 3
 # What refused callers get to read their answer: closing at once would take it from those who still send.
 _LINGER_S: Final = 1.0
 _MAX_LINGERING: Final = 128
 _FULL: Final = 503
 
 
-@dataclass(eq=False, slots=True)
-class Connection:
-    """One connection.
+class Guarded:
+    """A connection as `Connections` sees it.
 
-    Args:
-        transport: Its transport.
+    Attributes:
+        transport: Its transport; None once it is closed.
         waits: What it waits for, with others, since `since_s`; None while a request is at work, and when it is over.
         since_s: On the loop's clock.
         over: Whether it is being closed: what still comes is thrown away.
-        head_bytes: How much of a head is there.
-        head_lines: How many lines of it.
-        tail: The last bytes of it.
     """
 
-    transport: asyncio.Transport
-    waits: _Waiting | None = None
-    since_s: float = 0.0
-    over: bool = False
-    head_bytes: int = 0
-    head_lines: int = 0
-    tail: bytes = b""
+    __slots__ = ("over", "since_s", "transport", "waits")
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.waits: _Waiting | None = None
+        self.since_s = 0.0
+        self.over = False
+
+    @property
+    def in_head(self) -> bool:
+        """Whether some of a request's head has come, and not all of it."""
+        return False
 
 
 @dataclass(eq=False, slots=True)
@@ -65,10 +63,10 @@ class _Waiting:
     """
 
     limit_s: float
-    connections: dict[Connection, None] = field(default_factory=dict)
+    connections: dict[Guarded, None] = field(default_factory=dict)
 
     @property
-    def longest(self) -> Connection | None:
+    def longest(self) -> Guarded | None:
         return next(iter(self.connections), None)
 
 
@@ -77,6 +75,9 @@ class Connections:
 
     Args:
         options: Of the gateway; may be replaced.
+
+    Attributes:
+        head_limits: How large the heads of requests may be, by these options.
     """
 
     def __init__(self, options: GatewayOptions) -> None:
@@ -89,6 +90,7 @@ class Connections:
         self._loop: asyncio.AbstractEventLoop
         self._timer: asyncio.TimerHandle | None = None
         self._look_s = math.inf
+        self.head_limits = HeadLimits()
         self.options = options
 
     def __repr__(self) -> str:
@@ -105,7 +107,7 @@ class Connections:
     def options(self, options: GatewayOptions) -> None:
         self._options = options
         self._idle.limit_s, self._heads.limit_s = options.idle_timeout_s, options.head_timeout_s
-        self._most_bytes, self._most_headers = options.max_head_bytes, options.max_headers
+        self.head_limits.most_bytes, self.head_limits.most_headers = options.max_head_bytes, options.max_headers
 
     def close(self) -> None:
         """Look after none of them any more."""
@@ -116,79 +118,46 @@ class Connections:
 
     # -- what happens on them ----------------------------------------------------------------------------------
 
-    def opened(self, transport: asyncio.Transport) -> Connection:
+    def opened(self, connection: Guarded, transport: asyncio.Transport) -> None:
         """A new one. Where there is no room for it, it is refused, and is over."""
         self._loop = asyncio.get_running_loop()
         if self._open >= min(self._options.max_connections, self._room):
             self._make_room()
-        connection = Connection(transport)
         self._open += 1
         if self._open > min(self._options.max_connections, self._room):
             text = f"{self._open - 1} connections are open, and all of them are at work"
             self._refuse(connection, Refused(_FULL, text, "too_many_connections"))
-            return connection
+            return
         _bound_writing(transport, self._options.send_timeout_s)
         self._wait(connection, self._heads)
-        return connection
 
-    def heard(self, connection: Connection, data: bytes) -> bool:
-        """Bytes have come. Whether the server may have them: of a head only so many."""
-        waits = connection.waits
-        if waits is None:
-            return not connection.over
-        if waits is self._idle:
-            if self._is_usual(data):
-                self.began(connection)
-                return True
+    def heard(self, connection: Guarded) -> None:
+        """Something has come, and no whole head: all of that must be there in time."""
+        if connection.waits is self._idle:
+            self.began(connection)
             self._wait(connection, self._heads)
-        return self._heard_of_head(connection, data)
 
-    def began(self, connection: Connection) -> None:
-        """A request has begun."""
+    def began(self, connection: Guarded) -> None:
+        """It waits no more: a request has begun."""
         if connection.waits is not None:
             del connection.waits.connections[connection]
             connection.waits = None
 
-    def ended(self, connection: Connection, *, kept: bool) -> None:
-        """It has ended; the connection is `kept` for another, or is about to be closed."""
-        if kept and connection.waits is None and not connection.over:
-            self._wait(connection, self._idle)
+    def ended(self, connection: Guarded) -> None:
+        """Its requests have been answered, and it is kept for another, which may have begun to come."""
+        if not connection.over:
+            self._wait(connection, self._heads if connection.in_head else self._idle)
 
-    def lost(self, connection: Connection) -> None:
+    def lost(self, connection: Guarded) -> None:
         """It is closed."""
-        self._end(connection)
+        self.began(connection)
+        self._open -= not connection.over
+        connection.over = True
 
     # -- inside ------------------------------------------------------------------------------------------------
 
-    def _is_usual(self, data: bytes) -> bool:
-        """Whether it begins with a whole head that is within all limits, as nearly all that comes does."""
-        end = data.find(b"\r\n\r\n")
-        within = 0 < end < self._most_bytes - 4 and data[0] not in b"\r\n"
-        return within and data.count(b"\n", 0, end) <= self._most_headers
-
-    def _heard_of_head(self, connection: Connection, data: bytes) -> bool:
-        if not connection.head_bytes:
-            data = data.lstrip(b"\r\n")  # Empty lines before a request are no request.
-        found = _END_OF_HEAD.search(connection.tail + data)
-        size = len(data) if found is None else found.end() - len(connection.tail)
-        connection.head_bytes += size
-        connection.head_lines += data.count(b"\n", 0, size)
-        most_bytes, most_headers = self._most_bytes, self._most_headers
-        # Besides the headers there are the first line and the empty one.
-        if connection.head_bytes > most_bytes or connection.head_lines > most_headers + 2:
-            text = f"a request may have {most_headers} headers, and {most_bytes} bytes before its body"
-            self._refuse(connection, Refused(431, text, "head_too_large"))
-            return False
-        if found is None:
-            connection.tail = (connection.tail + data)[-_TAIL_BYTES:]
-        else:
-            self.began(connection)
-        return True
-
-    def _wait(self, connection: Connection, waits: _Waiting) -> None:
-        self.began(connection)
+    def _wait(self, connection: Guarded, waits: _Waiting) -> None:
         connection.waits, connection.since_s = waits, self._loop.time()
-        connection.head_bytes, connection.head_lines, connection.tail = 0, 0, b""
         waits.connections[connection] = None
         ends_s = connection.since_s + waits.limit_s
         if ends_s < self._look_s:
@@ -199,20 +168,18 @@ class Connections:
         if longest is not None:
             self._drop(longest)
 
-    def _drop(self, connection: Connection) -> None:
+    def _drop(self, connection: Guarded) -> None:
         """Close one that has nothing to lose."""
-        self._end(connection)
-        connection.transport.abort()
+        self.lost(connection)
+        if connection.transport is not None:
+            connection.transport.abort()
 
-    def _end(self, connection: Connection) -> None:
-        self.began(connection)
-        self._open -= not connection.over
-        connection.over = True
-
-    def _refuse(self, connection: Connection, error: Refused) -> None:
+    def _refuse(self, connection: Guarded, error: Refused) -> None:
         """Answer on a connection on which no request has begun, and close it."""
-        self._end(connection)
+        self.lost(connection)
         transport = connection.transport
+        if transport is None:
+            return
         if self._lingering >= _MAX_LINGERING:
             transport.abort()
             return
@@ -245,8 +212,8 @@ class Connections:
         if oldest:
             self._look_at(min(oldest))
 
-    def _give_up(self, connection: Connection) -> None:
-        if connection.head_bytes:
+    def _give_up(self, connection: Guarded) -> None:
+        if connection.in_head:
             text = f"the head of the request did not arrive within {self._options.head_timeout_s:g} s"
             self._refuse(connection, Refused(408, text, "slow_request"))
         else:

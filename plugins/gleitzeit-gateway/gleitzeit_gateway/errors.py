@@ -63,6 +63,8 @@ _FAILURE_STATUS: Final[dict[FailureKind, int]] = {
     FailureKind.LOST: 502,
 }
 _PASSED: Final = frozenset((FailureKind.REJECTED, FailureKind.DECLINED, FailureKind.SERVER_ERROR, FailureKind.BUSY))
+REQUEST_ID: Final = "request-id"
+"""Where Anthropic's clients look for a request's id."""
 _QUEUE_FULL: Final = {"ollama": 503, "openai": 429, "openai-responses": 429, "anthropic": 529}
 # What Anthropic says of a server that has too much to do.
 _OVERLOADED: Final = 529
@@ -137,7 +139,11 @@ def envelope(error: Exception, api: str) -> bytes:
     code = None if isinstance(error, _WITHOUT_CODE) else code_of(error)
     if code is not None and api.startswith("openai"):
         code = _CODES_OF_OPENAI.get(code, code)
-    return CLIENTS[api].error_body(status_of(error, api), message_of(error), code)
+    return CLIENTS[api].error_body(status_of(error, api), message_of(error), code, request_id=_request_of(error))
+
+
+def _request_of(error: Exception) -> str:
+    return error.of_request if isinstance(error, GleitzeitError) else ""
 
 
 def renderer(api: str) -> Callable[[Exception], web.Response]:
@@ -149,6 +155,8 @@ def renderer(api: str) -> Callable[[Exception], web.Response]:
         # As recorded: also under OpenAI's paths, what is wrong with a request is said with a charset.
         content_type = _WITH_CHARSET if status == _BAD_REQUEST and api != "anthropic" else plain_type
         headers = {**headers_of(error), "Content-Type": content_type}
+        if api == "anthropic" and _request_of(error):
+            headers[REQUEST_ID] = _request_of(error)
         return web.Response(body=envelope(error, api), status=status, headers=headers)
 
     return render

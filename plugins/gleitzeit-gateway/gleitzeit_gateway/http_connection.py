@@ -7,16 +7,13 @@ import contextlib
 import socket
 from typing import TYPE_CHECKING, Final, cast
 
-from gleitzeit_gateway.http_reader import BadRequest, RequestReader
+from gleitzeit_gateway.connections import Guarded
+from gleitzeit_gateway.http_parsing import BadRequest
+from gleitzeit_gateway.http_reader import RequestReader
 
 if TYPE_CHECKING:
-    from gleitzeit_gateway.connections import Connection as Guarded
-    from gleitzeit_gateway.http_request import Request
     from gleitzeit_gateway.http_server import Server
 
-_SLICE_BYTES: Final = 4096
-"""Of what may be many small requests, looked at in one go."""
-_BODY_SLICE_BYTES: Final = 256 * 1024
 _AHEAD: Final = 8
 """Requests that are read before their turn has come; whoever sends more of them waits."""
 _LINGER_S: Final = 5.0
@@ -25,33 +22,33 @@ _UNREAD_BYTES: Final = 512 * 1024
 """Of a body; its sender waits while more than this is not taken."""
 
 
-class Connection(asyncio.Protocol):
+class Connection(Guarded, asyncio.Protocol):
     """See the module's text. Its requests are answered by one task, which is cancelled when the caller leaves.
 
     Args:
         server: Whose it is.
 
     Attributes:
-        transport: None once it is closed.
         task: Answers its requests; None before the first.
+        answering: Whether it does so now.
     """
 
     __slots__ = (
-        *("_arrival", "_drained", "_guarded", "_held", "_lingering", "_lingers", "_loop", "_paused", "_reader"),
-        *("_reading", "_refused", "_server", "answering", "task", "transport"),
+        *("_arrival", "_drained", "_guard", "_held", "_lingering", "_lingers", "_loop", "_paused", "_reader"),
+        *("_reading", "_refused", "_server", "answering", "task"),
     )
 
     def __init__(self, server: Server, loop: asyncio.AbstractEventLoop) -> None:
-        self._server, self._loop = server, loop
-        self.transport: asyncio.Transport | None = None
+        super().__init__()
+        self._server, self._guard, self._loop = server, server.guard, loop
         self.task: asyncio.Task[None] | None = None
         self.answering = False
-        self._reader = RequestReader(self)
+        self._reader = RequestReader(self, self._guard.head_limits, _AHEAD)
         self._refused: BadRequest | None = None
+        # What has come and was not read.
         self._held = b""
         self._reading, self._paused, self._lingers = True, False, False
         self._lingering: asyncio.TimerHandle | None = None
-        self._guarded: Guarded
         # Set while the task waits: for a request, and for the caller to read.
         self._arrival: asyncio.Future[None] | None = None
         self._drained: asyncio.Future[None] | None = None
@@ -67,6 +64,11 @@ class Connection(asyncio.Protocol):
         return len(self._reader.requests)
 
     @property
+    def in_head(self) -> bool:
+        """Whether some of a request's head has come, and not all of it."""
+        return self._reader.begun
+
+    @property
     def lingers(self) -> bool:
         """Whether it was answered for good, and only waits for its caller to notice."""
         return self._lingers
@@ -75,8 +77,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """It is open."""
-        self.transport = cast("asyncio.Transport", transport)
-        self._guarded = self._server.guard.opened(self.transport)
+        self.transport = opened = cast("asyncio.Transport", transport)
+        self._guard.opened(self, opened)
         with contextlib.suppress(OSError, AttributeError):
             # A caller whose machine is gone would hold it for ever.
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -84,18 +86,14 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come."""
-        if self._lingers or not self._server.guard.heard(self._guarded, data):
+        if self.over or self._lingers:
             return
+        self._read(self._held + data)
         reader = self._reader
-        if self._held or len(data) > _SLICE_BYTES or reader.requests:
-            self._held += data
-            self._read_held()
-        else:
-            self._read(data)
-            if reader.current is not None:
-                self._hold_back()
-        if self._refused is not None or reader.requests:
+        if reader.requests or reader.over:
             self._look()
+        elif not self.answering:
+            self._guard.heard(self)
 
     def eof_received(self) -> bool:
         """The caller sends nothing more: it has left, as to every server that looks for callers who leave.
@@ -109,9 +107,8 @@ class Connection(asyncio.Protocol):
         """It is gone."""
         self.transport = None
         self._reader.end()
-        self._reader.dismiss()
         self._held = b""
-        self._server.guard.lost(self._guarded)
+        self._guard.lost(self)
         self._server.lost(self)
         if self._lingering is not None:
             self._lingering.cancel()
@@ -133,20 +130,16 @@ class Connection(asyncio.Protocol):
     # -- reading -----------------------------------------------------------------------------------------------
 
     def _read(self, data: bytes) -> None:
+        reader = self._reader
         try:
-            self._reader.feed(data)
+            self._held = data[reader.feed(data) :]
         except BadRequest as error:
             self._refused, self._held = error, b""
-            if self._reader.current is not None:
+            if reader.current is not None:
                 # Its own answer will say so.
-                self._reader.current.content.fail(error.message)
-
-    def _read_held(self) -> None:
-        while self._held and not self._full:
-            size = _SLICE_BYTES if self._reader.current is None else _BODY_SLICE_BYTES
-            data, self._held = self._held[:size], self._held[size:]
-            self._read(data)
-        self._hold_back()
+                reader.current.content.fail(error.message)
+        if self._held or reader.current is not None:
+            self._hold_back()
 
     def _hold_back(self) -> None:
         if self._reading and (self._held or self._full) and self.transport is not None:
@@ -164,17 +157,23 @@ class Connection(asyncio.Protocol):
         """There is room for more."""
         if self._reading:
             return
-        self._read_held()
+        if not self._reader.requests:
+            self._read(self._held)
         if not (self._held or self._full) and self.transport is not None:
             self._reading = True
             if not self.transport.is_closing():
                 self.transport.resume_reading()
 
+    def forget_head(self) -> None:
+        """Read the next one anew, whatever the last one was."""
+        self._reader.forget()
+
     # -- answering ---------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
         """Have the task look whether there is something to do."""
-        arrival = self._arrival
+        self._guard.began(self)
+        arrival, self._arrival = self._arrival, None
         if self.task is None:
             self.task = self._loop.create_task(self._serve())
         elif arrival is not None and not arrival.done():
@@ -182,41 +181,32 @@ class Connection(asyncio.Protocol):
 
     async def _serve(self) -> None:
         """Answer what comes, in order, until there is nothing more to be answered."""
-        guard = self._server.guard
+        server, reader, requests = self._server, self._reader, self._reader.requests
         try:
-            while request := await self._next():
+            while requests or not reader.over:
+                if not requests:
+                    self._guard.ended(self)
+                    self._arrival = self._loop.create_future()
+                    await self._arrival
+                    continue
+                request = requests.pop(0)
+                if not self._reading:
+                    self.read_on()
                 self.answering = True
-                guard.began(self._guarded)
                 try:
-                    kept = await self._server.handler(request) and request.keep_alive and request.content.complete
+                    kept = await server.handler(request)
                 except Exception as error:  # noqa: BLE001 - it is logged
-                    self._server.failed(request, error)
+                    server.failed(request, error)
                     kept = False
                 self.answering = False
-                if self._server.closing or not kept:
-                    self._end(lingers=not request.content.complete)
+                if not (kept and request.complete) or server.closing:
+                    self._end(lingers=not request.complete)
                     return
-                guard.ended(self._guarded, kept=not self._reader.requests)
             self._refuse()
         finally:
             self.answering = False
             if self.transport is not None and not self._lingers:
                 self.transport.close()
-
-    async def _next(self) -> Request | None:
-        """The next request; None when there will be none."""
-        requests = self._reader.requests
-        while not requests:
-            if self._refused is not None or self._reader.over or self._server.closing or self.transport is None:
-                return None
-            self._arrival = self._loop.create_future()
-            try:
-                await self._arrival
-            finally:
-                self._arrival = None
-        request = requests.pop(0)
-        self.read_on()
-        return request
 
     def _refuse(self) -> None:
         """Tell a caller who does not speak HTTP, as well as that can be done."""

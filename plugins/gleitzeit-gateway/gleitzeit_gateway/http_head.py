@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from hmac import compare_digest
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import HttpVersion10, HttpVersion11
@@ -17,9 +16,8 @@ _VERSIONS: Final = {"1.1": HttpVersion11, "1.0": HttpVersion10}
 _SIMPLE_PATH: Final = re.compile(r"/[\w/.~:@!$&'()*+,;=-]*", re.ASCII)
 _DEFAULT_TYPE: Final = "application/octet-stream"
 _LENGTH: Final = "Content-Length"
-_LENGTH_LINE: Final = re.compile(rb"\r\nContent-Length: ([0-9]{1,15})(?=\r\n)", re.IGNORECASE)
-_LENGTH_BYTES: Final = len("\r\nContent-Length: ")
-_END: Final = b"\r\n\r\n"
+# A sender may number requests of its own; but what it sends goes into a log.
+_ID: Final = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 
 
 class Head:
@@ -34,6 +32,9 @@ class Head:
 
     Attributes:
         path: Decoded, without the query.
+        request_id: What the sender calls the request; empty for nothing, or for what could do harm in a log.
+        length: Of the body, in bytes; None where none is said.
+        chunked: Whether the body comes in chunks, which say where it ends.
         encoding: How the body is compressed; empty for not at all.
         invites: Whether the sender waits to be told that its body is welcome.
         verdict: What whoever answers makes of it, for the next request with this head; theirs alone.
@@ -43,22 +44,21 @@ class Head:
     """
 
     __slots__ = (
-        "_url",
-        "encoding",
-        "headers",
-        "invites",
-        "keep_alive",
-        "method",
-        "path",
-        "target",
-        "verdict",
-        "version",
+        *("_url", "chunked", "encoding", "headers", "invites", "keep_alive", "length", "method", "path"),
+        *("request_id", "target", "verdict", "version"),
     )
 
     def __init__(self, method: str, target: str, version: str, headers: CIMultiDict[str], *, keep_alive: bool) -> None:
-        self.method, self.target, self.keep_alive = method, target, keep_alive
+        self.method, self.target = method, target
+        self.keep_alive = keep_alive and method != "CONNECT"
         self.version: HttpVersion = _VERSIONS[version]
         self.headers = CIMultiDictProxy(headers)
+        # What follows the head of CONNECT is no body, whatever is said.
+        length = None if method == "CONNECT" else headers.get(_LENGTH)
+        self.length = None if length is None else int(length)
+        self.chunked = method != "CONNECT" and "Transfer-Encoding" in headers
+        given = headers.get("X-Request-Id", "")
+        self.request_id = given if _ID.fullmatch(given) else ""
         said = headers.get("Content-Encoding", "").strip().lower()
         self.encoding = said if said in ("gzip", "deflate", "br", "zstd") else ""
         self.invites = headers.get("Expect", "").lower() == "100-continue" and self.version >= HttpVersion11
@@ -83,52 +83,13 @@ class Head:
         said = self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         return said if said.count("/") == 1 else _DEFAULT_TYPE
 
-    def headers_for(self, length: str) -> CIMultiDictProxy[str]:
+    def headers_for(self, length: int | None) -> CIMultiDictProxy[str]:
         """The headers, of a request whose body has another length than that of the first one with this head."""
-        if self.headers.get(_LENGTH) == length:
+        if self.length == length:
             return self.headers
         headers = self.headers.copy()
-        headers[_LENGTH] = length
+        headers[_LENGTH] = str(length)
         return CIMultiDictProxy(headers)
-
-
-class Written:
-    """A head as it came: another one that has the same bytes, but for its body's length, need not be read.
-
-    Args:
-        head: What was read from it.
-        data: From its first byte to its last.
-    """
-
-    __slots__ = ("_at", "_others", "head")
-
-    def __init__(self, head: Head, data: bytes) -> None:
-        self.head = head
-        # Where the digits of the length stand, 0 for nowhere; and all else.
-        found = _LENGTH_LINE.search(data)
-        self._at, end = (0, 0) if found is None else found.span(1)
-        self._others = data[: self._at] + data[end:]
-
-    def __repr__(self) -> str:
-        """What was read from it."""
-        return f"<Written {self.head!r}>"
-
-    def again(self, data: bytes) -> tuple[str | None, int]:
-        """Whether `data` begins with it once more.
-
-        Returns:
-            The body's length, None where none is said; and where the body begins, 0 where this is another head.
-        """
-        at, end, length = self._at, data.find(_END) + len(_END), None
-        others = data[:end]
-        if at:
-            found = _LENGTH_LINE.match(data, at - _LENGTH_BYTES)
-            if found is None:
-                return None, 0
-            length = found[1].decode("ascii")
-            others = data[:at] + data[at + len(length) : end]
-        # There may be a key in it: where it differs from the last one must not be told by time.
-        return (length, end) if compare_digest(others, self._others) else (None, 0)
 
 
 def _parsed(target: str) -> URL:

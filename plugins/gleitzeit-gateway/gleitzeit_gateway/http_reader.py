@@ -1,47 +1,33 @@
 """The requests of HTTP/1, as bytes and without a socket: what has come is fed in, requests are read off.
 
-The parser is llhttp, Node's, which `httptools` wraps. It bounds nothing, so this does: the size of a head, of a field
-in it and of a line between chunks, and the number of fields. The unread body is bounded by who reads it.
+A head that is the last one once more is not read again; where another ends is seen here, so that each has a parser, and
+limits, of its own. So has a body in chunks. The unread body is bounded by who reads it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+import math
+import re
+from typing import TYPE_CHECKING, Final
 
-from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
-from multidict import CIMultiDict
-
-from gleitzeit_gateway.http_head import Head, Written
+from gleitzeit_gateway.http_chunks import Chunks
+from gleitzeit_gateway.http_parsing import (
+    EMPTY_LINE,
+    MAX_FIELD_BYTES,
+    BadRequest,
+    HeadLimits,
+    HeadReader,
+    endless,
+)
 from gleitzeit_gateway.http_request import Request
+from gleitzeit_llm.written import written
 
 if TYPE_CHECKING:
+    from gleitzeit_gateway.http_head import Head
     from gleitzeit_gateway.http_request import Carrier
+    from gleitzeit_llm.written import Written
 
-MAX_HEAD_BYTES: Final = 64 * 1024
-"""Of all fields together, those after the last chunk among them."""
-MAX_FIELD_BYTES: Final = 16 * 1024
-"""Of one field, of the target, and of whatever else stands in one line."""
-MAX_FIELDS: Final = 256
-
-_KEPT_BYTES: Final = 4096
-"""A head that is longer is read each time."""
-_FRAMING: Final = ("content-length", "transfer-encoding")
-_BAD_REQUEST: Final = 400
-_TOO_LONG: Final = 414
-_TOO_MANY: Final = 431
-
-
-class BadRequest(Exception):
-    """What came is no request of HTTP/1, or one beyond all limits.
-
-    Args:
-        status: To answer with.
-        message: What is wrong with it.
-    """
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status, self.message = status, message
+_ENDS_OF_LINES: Final = re.compile(rb"[\r\n]*")
 
 
 class RequestReader:
@@ -49,234 +35,150 @@ class RequestReader:
 
     Args:
         carrier: The connection, for the requests.
+        limits: Of their heads.
+        ahead: No more is read while so many requests are not taken off.
 
     Attributes:
         requests: Those whose heads are there, in order; whoever answers them takes them off.
         current: The one whose body is on its way; None between two requests.
-        begun: Whether some of a head has come, and not all of it.
         over: Whether nothing more may come: the last request said so.
     """
 
     __slots__ = (
-        *("_carrier", "_field_bytes", "_fields", "_left_bytes", "_parser", "_problem", "_resuming"),
-        *("_silent_bytes", "_target", "_written", "begun", "current", "over", "requests"),
+        *("_ahead", "_blank_bytes", "_carrier", "_chunks", "_head", "_known", "_left_bytes", "_limits", "_written"),
+        *("current", "over", "requests"),
     )
 
-    def __init__(self, carrier: Carrier) -> None:
-        self._carrier = carrier
-        self._fields: list[tuple[bytes, bytes]] = []
-        self._field_bytes = self._silent_bytes = 0
-        self._target = b""
-        self._resuming = False
-        self._problem: BadRequest | None = None
-        # The last head, and how much is to come of the body of one that was the same: the parser sees neither.
-        self._written: Written | None = None
-        self._left_bytes = 0
+    def __init__(self, carrier: Carrier, limits: HeadLimits | None = None, ahead: float = math.inf) -> None:
+        self._carrier, self._limits, self._ahead = carrier, limits or HeadLimits(), ahead
         self.requests: list[Request] = []
         self.current: Request | None = None
-        self.begun = self.over = False
-        self._parser: Any = HttpRequestParser(self)
+        self.over = False
+        # How much of its body is to come, or what takes that apart.
+        self._left_bytes = 0
+        self._chunks: Chunks | None = None
+        # The head that is on its way; and one that is known again, as it came and as it was read.
+        self._head: HeadReader | None = None
+        self._written: Written | None = None
+        self._known: Head
+        self._blank_bytes = 0
 
     def __repr__(self) -> str:
         """What it waits for."""
         return f"<RequestReader {len(self.requests)} requests, {'in a body' if self.current else 'between bodies'}>"
 
-    def feed(self, data: bytes) -> None:
-        """Bytes that have come.
+    @property
+    def begun(self) -> bool:
+        """Whether some of a head has come, and not all of it."""
+        return self._head is not None
+
+    def feed(self, data: bytes, at: int = 0) -> int:
+        """Bytes that have come, from `at` on.
+
+        Returns:
+            Where those begin that were not read: there are enough requests.
 
         Raises:
             BadRequest: They are no HTTP, or exceed a limit. Requests that were whole before are among `requests`.
         """
-        while data and not self.over:
-            if self.current is None and not self.begun:
-                data = self._begin(data)
-            elif self._left_bytes:
-                data = self._feed_body(data)
-            else:
-                data = self._parse(data)
-
-    def _begin(self, data: bytes) -> bytes:
-        """Bytes from the first of a request on; what is left of them."""
-        if self._written is not None:
-            length, at = self._written.again(data)
-            if at:
-                self._silent_bytes = 0
-                self._begun(Request(self._carrier, self._written.head, length))
-                self._left_bytes = int(length or 0)
-                return self._feed_body(data[at:])
-        before = len(self.requests)
-        left = self._parse(data)
-        if len(self.requests) > before:
-            self._written = _written(self.requests[before], data)
-        return left
-
-    def _begun(self, request: Request) -> None:
-        self.current = request
-        self.requests.append(request)
-
-    def _feed_body(self, data: bytes) -> bytes:
-        """Bytes of a body whose head was not read again; what follows it."""
-        left, rest = self._left_bytes, b""
-        if len(data) > left:
-            data, rest = data[:left], data[left:]
-        if self.current is not None:
-            self._left_bytes = left = left - len(data)
-            if data:
-                self.current.content.feed(data)
-            if not left:
-                self.current.content.end()
-                self.current = None
-        return rest
-
-    def _parse(self, data: bytes) -> bytes:
-        """Bytes for the parser; what is left of them."""
-        # Whatever the parser finds in them sets it back.
-        self._silent_bytes += len(data)
-        left = b""
+        size = len(data)
         try:
-            self._parser.feed_data(data)
-        except HttpParserUpgrade as offer:
-            # It is answered in this protocol all the same, and so is what follows.
-            left = data[offer.args[0] :]
-            self._decline(self.current)
-        except HttpParserError as error:
-            if self.over and self.current is None:
-                return b""
-            self._problem = self._problem or BadRequest(_BAD_REQUEST, str(error) or "it is no HTTP")
-        if self._silent_bytes > MAX_FIELD_BYTES:
-            self._problem = self._problem or BadRequest(_TOO_MANY, f"a line has more than {MAX_FIELD_BYTES} bytes")
-        if self._problem is not None:
+            while at < size and not self.over and len(self.requests) < self._ahead:
+                at = self._read_head(data, at) if self.current is None else self._read_body(self.current, data, at)
+        except BadRequest:
             self.over = True
-            raise self._problem
-        return left
+            raise
+        return size if self.over else at
 
-    def _decline(self, request: Request | None) -> None:
-        """Go on in this protocol. The parser takes the body for another one: a new parser is told what it is."""
-        self._parser = HttpRequestParser(self)
-        if request is not None:
-            self._resuming = True
-            framing = next(f"{n}: {v}" for n, v in request.headers.items() if n.lower() in _FRAMING)
-            self._parser.feed_data(f"POST / HTTP/1.1\r\n{framing}\r\n\r\n".encode("utf-8", "surrogateescape"))
-            self._resuming = False
-
-    def dismiss(self) -> None:
-        """Feed nothing more. It and its parser hold each other, which would be left to the cycle collector."""
-        self._parser = None
+    def forget(self) -> None:
+        """Read the next head anew, whatever the last one was: the limits have changed."""
+        self._written = None
 
     def end(self) -> None:
         """Nothing more comes: what is not whole by now never will be."""
         self.over = True
+        if self._head is not None:
+            self._head.dismiss()
         if self.current is not None:
             self.current.content.fail("it broke off")
 
-    # -- what the parser calls ----------------------------------------------------------------------------------
+    # -- heads ---------------------------------------------------------------------------------------------------
 
-    def on_message_begin(self) -> None:
-        """A request begins."""
-        if self._resuming:
-            return
-        self._silent_bytes = 0
-        self._fields = []
-        self._field_bytes = 0
-        self._target = b""
-        self.begun = True
+    def _read_head(self, data: bytes, at: int) -> int:
+        """Bytes of a head; where those that follow it begin, also of its body where not all of that is there."""
+        if self._head is not None:
+            return self._parse_head(self._head, data, at)
+        last = self._written
+        if last is not None:
+            length, end = last.again(data, at)
+            if end:
+                return self._begin(self._known, length if last.sized else None, data, end)
+        if data[at] in EMPTY_LINE:
+            return self._skip_empty_lines(data, at)
+        return self._parse_head(HeadReader(self._limits), data, at)
 
-    def on_url(self, data: bytes) -> None:
-        """A piece of the target."""
-        if self._resuming:
-            return
-        self._silent_bytes = 0
-        self._target += data
-        if len(self._target) > MAX_FIELD_BYTES:
-            self._problem = BadRequest(_TOO_LONG, f"the address has more than {MAX_FIELD_BYTES} bytes")
+    def _skip_empty_lines(self, data: bytes, at: int) -> int:
+        """Those before a request are none."""
+        blank = _ENDS_OF_LINES.match(data, at)
+        end = len(data) if blank is None else blank.end()
+        self._blank_bytes += end - at
+        if self._blank_bytes > MAX_FIELD_BYTES:
+            raise endless()
+        return end
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """A field of the head, or one after the last chunk, which only counts."""
-        if self._resuming:
-            return
-        self._silent_bytes = 0
-        size = len(name) + len(value)
-        self._field_bytes += size
-        if size > MAX_FIELD_BYTES:
-            self._problem = BadRequest(_TOO_MANY, f"a header has more than {MAX_FIELD_BYTES} bytes")
-        elif self._field_bytes > MAX_HEAD_BYTES:
-            self._problem = BadRequest(_TOO_MANY, f"the headers have more than {MAX_HEAD_BYTES} bytes")
-        elif len(self._fields) >= MAX_FIELDS:
-            self._problem = BadRequest(_TOO_MANY, f"there are more than {MAX_FIELDS} headers")
+    def _parse_head(self, reader: HeadReader, data: bytes, at: int) -> int:
+        begins = reader is not self._head
+        end = reader.feed(data, at)
+        head = reader.head
+        if head is None:
+            self._head = reader
+            return end
+        reader.dismiss()
+        self._head = None
+        if begins:
+            self._remember(head, data[at:end])
+        return self._begin(head, head.length, data, end)
+
+    def _remember(self, head: Head, data: bytes) -> None:
+        """The next one like it need not be read, where it says all that follows from it as `written` knows it."""
+        last = written(data) if head.keep_alive and not head.chunked else None
+        if last is not None and last.sized != (head.length is not None):
+            last = None
+        self._written, self._known = last, head
+
+    def _begin(self, head: Head, length: int | None, data: bytes, at: int) -> int:
+        """A head is there, whose body begins at `at`. Mostly all of that is there as well."""
+        self._blank_bytes = 0
+        end = at + (length or 0)
+        if end <= len(data) and not head.chunked:
+            self.requests.append(Request(self._carrier, head, length, data[at:end]))
+            self.over = not head.keep_alive
+            return end
+        self.current = request = Request(self._carrier, head, length, None)
+        self.requests.append(request)
+        if head.chunked:
+            self._chunks = Chunks(request.content)
         else:
-            self._fields.append((name, value))
+            self._left_bytes = end - at
+        return at
 
-    def on_headers_complete(self) -> None:
-        """The head is there."""
-        if self._resuming:
-            return
-        self._silent_bytes = 0
-        self.begun = False
-        if self._problem is not None:
-            return
-        parser = self._parser
-        headers = CIMultiDict([(name.decode("ascii"), _text(value)) for name, value in self._fields])
-        version, method = parser.get_http_version(), parser.get_method().decode("ascii")
-        if version not in ("1.1", "1.0"):
-            self._problem = BadRequest(_BAD_REQUEST, f"HTTP/{version} is not spoken here")
-            return
-        keep_alive = parser.should_keep_alive() and method != "CONNECT"
-        coding = headers.get("Transfer-Encoding")
-        # A sender of the older version means something else by chunks, if anything.
-        if coding is not None and (version == "1.0" or coding.lower() != "chunked"):
-            self._problem = BadRequest(_BAD_REQUEST, "the body is coded in a way that is not known here")
-            return
-        if len(headers.getall("Host", ())) > 1:
-            self._problem = BadRequest(_BAD_REQUEST, "there is more than one Host header")
-            return
-        try:
-            head = Head(method, _text(self._target), version, headers, keep_alive=keep_alive)
-        except ValueError:
-            self._problem = BadRequest(_BAD_REQUEST, "the address is none")
-            return
-        self._begun(Request(self._carrier, head, headers.get("Content-Length")))
+    # -- bodies that do not come with their heads ------------------------------------------------------------------
 
-    def on_chunk_header(self) -> None:
-        """The line before a chunk."""
-        self._silent_bytes = 0
+    def _read_body(self, request: Request, data: bytes, at: int) -> int:
+        """Bytes of a body; where those that follow it begin."""
+        if self._chunks is not None:
+            end = self._chunks.feed(data, at)
+            whole = self._chunks.over
+        else:
+            end = min(at + self._left_bytes, len(data))
+            self._left_bytes -= end - at
+            request.content.feed(data[at:end])
+            whole = not self._left_bytes
+        if whole:
+            self._end_body(request)
+        return end
 
-    def on_body(self, data: bytes) -> None:
-        """A piece of the body."""
-        self._silent_bytes = 0
-        if self.current is not None:
-            self.current.content.feed(data)
-
-    def on_message_complete(self) -> None:
-        """All of it is there."""
-        self._silent_bytes = 0
-        if self.current is not None and self._parser.should_upgrade() and _has_body(self.current):
-            return  # What it takes for another protocol is the body.
-        current, self.current = self.current, None
-        self._fields = []
-        if current is None or self._problem is not None:
-            return
-        current.content.end()
-        if not current.keep_alive:
-            self.over = True
-
-
-def _has_body(request: Request) -> bool:
-    """Whether its head says so. What follows the one of CONNECT is none, whatever is said."""
-    return request.method != "CONNECT" and (bool(request.content_length) or "Transfer-Encoding" in request.headers)
-
-
-def _written(request: Request, data: bytes) -> Written | None:
-    """The head of `request` as it came at the beginning of `data`, where the next one like it need not be read."""
-    headers, end = request.headers, data.find(b"\r\n\r\n") + 4
-    usual = request.keep_alive and "Transfer-Encoding" not in headers and "Upgrade" not in headers
-    # Empty lines before it would be taken for it; and what each idle connection holds must be small.
-    usual = usual and data[0] not in b"\r\n" and end <= _KEPT_BYTES
-    # One line for each field, the first and the empty one: nobody can see another end of it.
-    if not usual or data.count(b"\n", 0, end) != len(headers) + 2:
-        return None
-    written = Written(request.head, data[:end])
-    return written if written.again(data) == (headers.get("Content-Length"), end) else None
-
-
-def _text(value: bytes) -> str:
-    return value.decode("utf-8", "surrogateescape")
+    def _end_body(self, request: Request) -> None:
+        self.current = self._chunks = None
+        self.over = not request.keep_alive
+        request.content.end()

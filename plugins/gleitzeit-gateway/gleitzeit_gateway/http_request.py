@@ -17,7 +17,7 @@ from aiohttp.http_writer import StreamWriter
 if TYPE_CHECKING:
     from aiohttp import HttpVersion
     from aiohttp.base_protocol import BaseProtocol
-    from multidict import MultiDictProxy
+    from multidict import CIMultiDictProxy, MultiDictProxy
     from yarl import URL
 
     from gleitzeit_gateway.http_head import Head
@@ -48,6 +48,7 @@ class Body:
     Args:
         carrier: Is told when there is room for more.
         encoding: How it is compressed; empty for not at all.
+        whole: All of it, where that is there; None for one that is still to come.
 
     Attributes:
         complete: Whether all of it has come; some of it may not be taken yet.
@@ -56,15 +57,15 @@ class Body:
 
     __slots__ = ("_carrier", "_encoding", "_error", "_inflate", "_parts", "_waiter", "complete", "unread_bytes")
 
-    def __init__(self, carrier: Carrier, encoding: str = "") -> None:
+    def __init__(self, carrier: Carrier, encoding: str, whole: bytes | None = None) -> None:
         self._carrier, self._encoding = carrier, encoding
         # A sender who cuts a body into single bytes makes very many of them.
-        self._parts: deque[bytes] = deque()
+        self._parts: deque[bytes] = deque((whole,) if whole else ())
         self._waiter: asyncio.Future[None] | None = None
         self._error = ""
         self._inflate: Any = None
-        self.complete = False
-        self.unread_bytes = 0
+        self.complete = whole is not None
+        self.unread_bytes = len(whole or b"")
 
     def __repr__(self) -> str:
         """How much of it is there."""
@@ -161,30 +162,27 @@ class Request:
         carrier: Its connection.
         head: Its head, which others may share.
         length: Of its body, where its head says so.
+        whole: The body, where all of it came with the head, as it mostly does; None for one that is still to come.
 
     Attributes:
         carrier: As given.
         head: As given.
         method: In capitals.
         path: Decoded, without the query.
-        headers: Case does not count in their names.
+        keep_alive: Whether another request may follow.
         content_length: In bytes; None where the head does not say.
-        content: The body.
     """
 
     __slots__ = (
-        *("_started", "_writer", "carrier", "content", "content_length", "head", "headers", "keep_alive"),
+        *("_content", "_started", "_whole", "_writer", "carrier", "content_length", "head", "keep_alive"),
         *("method", "path"),
     )
 
-    def __init__(self, carrier: Carrier, head: Head, length: str | None) -> None:
-        self.carrier, self.head = carrier, head
+    def __init__(self, carrier: Carrier, head: Head, length: int | None, whole: bytes | None) -> None:
+        self.carrier, self.head, self.content_length = carrier, head, length
         self.method, self.path, self.keep_alive = head.method, head.path, head.keep_alive
-        if length is None:
-            self.headers, self.content_length = head.headers, None
-        else:
-            self.headers, self.content_length = head.headers_for(length), int(length)
-        self.content = Body(carrier, head.encoding)
+        self._whole = whole
+        self._content = Body(carrier, head.encoding) if whole is None else None
         self._started = False
         self._writer: StreamWriter | None = None
 
@@ -198,6 +196,11 @@ class Request:
     def target(self) -> str:
         """What was asked for, as it was sent."""
         return self.head.target
+
+    @property
+    def headers(self) -> CIMultiDictProxy[str]:
+        """Case does not count in their names."""
+        return self.head.headers_for(self.content_length)
 
     @property
     def version(self) -> HttpVersion:
@@ -220,6 +223,18 @@ class Request:
         return self.head.content_type
 
     @property
+    def complete(self) -> bool:
+        """Whether all of its body has come; some of it may not be taken yet."""
+        return self._content is None or self._content.complete
+
+    @property
+    def content(self) -> Body:
+        """The body, for whoever takes it as it comes."""
+        if self._content is None:
+            self._content = Body(self.carrier, self.head.encoding, self._whole)
+        return self._content
+
+    @property
     def can_read_body(self) -> bool:
         """Whether there is something of a body to be read, or may come."""
         return not self.content.complete or self.content.unread_bytes > 0
@@ -235,6 +250,13 @@ class Request:
         """What it came by; None once that is closed."""
         return self.carrier.transport
 
+    def take_whole(self) -> bytes | None:
+        """The whole body, where all of it has come and was not compressed; None elsewhere."""
+        if self._content is not None or self.head.encoding:
+            return self.content.take_whole()
+        whole, self._whole = self._whole, b""
+        return whole
+
     async def read(self, limit_bytes: int) -> bytes:
         """The whole body.
 
@@ -242,7 +264,7 @@ class Request:
             HTTPRequestEntityTooLarge: It is larger than `limit_bytes`.
             RequestPayloadError: It is not encoded as its headers say.
         """
-        whole = self.content.take_whole()
+        whole = self.take_whole()
         if whole is None:
             body = bytearray()
             while data := await self.content.readany():
@@ -256,7 +278,7 @@ class Request:
 
     def invite(self) -> None:
         """Tell a sender who waits for it that its body is welcome. That is no part of the answer."""
-        if self.head.invites and not self.content.complete and self.transport is not None:
+        if self.head.invites and not self.complete and self.transport is not None:
             self.transport.write(_CONTINUE)
 
     def begin(self) -> None:

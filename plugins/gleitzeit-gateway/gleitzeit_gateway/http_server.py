@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Final
 
 from gleitzeit_gateway.errors import Refused
 from gleitzeit_gateway.http_connection import Connection
+from gleitzeit_gateway.http_parsing import HeadTooLarge
 from gleitzeit_gateway.last_answer import last_answer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from gleitzeit_gateway.connections import Connections
-    from gleitzeit_gateway.http_reader import BadRequest
+    from gleitzeit_gateway.http_parsing import BadRequest
     from gleitzeit_gateway.http_request import Request
 
 logger = logging.getLogger(__name__)
@@ -70,8 +71,17 @@ class Server:
             request.transport.write(_FAILED)
 
     def refusal(self, error: BadRequest) -> bytes:
-        """The answer to what is no request."""
+        """The answer to what is no request, or none of a size that is read."""
+        if isinstance(error, HeadTooLarge):
+            return last_answer(Refused(431, error.message, "head_too_large"))
         return last_answer(Refused(error.status, f"this is no HTTP request: {error.message}", "bad_request"))
+
+    # -- what others call --------------------------------------------------------------------------------------
+
+    def forget_heads(self) -> None:
+        """Read what comes next on each connection anew: how large heads may be has changed."""
+        for connection in self.connections:
+            connection.forget_head()
 
     # -- the end -----------------------------------------------------------------------------------------------
 

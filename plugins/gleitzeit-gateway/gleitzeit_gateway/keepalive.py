@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -47,73 +47,66 @@ async def first_part(
         The first part, and the answer if it has begun. An error that comes after that is told inside it; then the
         answer is `Call.broken_off`, and there is no part.
     """
-    with KeepAlive(call, content_type, sign) as waiting:
-        try:
-            first = await anext(parts)
-        except Exception as error:
-            response = await waiting.end()
-            if response is None or call.gone:
-                raise
-            await call.break_off(response, error, in_band)
-            return None, response
-        return first, await waiting.end() if waiting.began else None
+    waiting = KeepAlive(call, content_type, sign)
+    try:
+        first = await anext(parts)
+        return first, None if waiting.sending is None else await waiting.end()
+    except Exception as error:
+        response = await waiting.end()
+        if response is None or call.gone:
+            raise
+        await call.break_off(response, error, in_band)
+        return None, response
+    finally:
+        waiting.close()
 
 
 class KeepAlive:
-    """The wait for the first part, as a block. Costs a timer, and more only when that runs out.
+    """The wait for the first part. Costs a timer, and more only when that runs out.
 
     Args:
         call: Who waits; its options say for how long nothing is sent.
         content_type: Of the answer.
         sign: What is sent then, and again and again.
+
+    Attributes:
+        sending: Sends it; None before that.
     """
 
-    __slots__ = ("_call", "_content_type", "_every_s", "_over", "_response", "_sending", "_sign", "_timer")
+    __slots__ = ("_call", "_content_type", "_over", "_response", "_sign", "_timer", "sending")
 
     def __init__(self, call: Call, content_type: str, sign: bytes) -> None:
         self._call, self._content_type, self._sign = call, content_type, sign
-        self._every_s = call.options.keepalive_s
-        self._timer: asyncio.TimerHandle | None = None
-        self._sending: asyncio.Task[None] | None = None
-        self._over: asyncio.Event
-        self._response: InParts | None = None
+        self.sending: asyncio.Task[None] | None = None
+        every_s = call.options.keepalive_s
+        self._timer = asyncio.get_running_loop().call_later(every_s, self._begin, every_s) if every_s else None
 
-    def __enter__(self) -> Self:
-        """Begin to wait."""
-        if self._every_s:
-            self._timer = asyncio.get_running_loop().call_later(self._every_s, self._begin)
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
+    def close(self) -> None:
         """Send no more."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._sending is not None:
-            self._sending.cancel()
-
-    @property
-    def began(self) -> bool:
-        """Whether the caller was told."""
-        return self._sending is not None
+        if self.sending is not None:
+            self.sending.cancel()
 
     async def end(self) -> InParts | None:
         """Wait no more; the answer, if it has begun, on which nothing more is sent here."""
-        if self._sending is None:
+        if self.sending is None:
             return None
         self._over.set()
-        await self._sending
+        await self.sending
         return self._response
 
-    def _begin(self) -> None:
+    def _begin(self, every_s: float) -> None:
         self._over = asyncio.Event()
-        self._sending = asyncio.ensure_future(self._send())
+        self._response: InParts | None = None
+        self.sending = asyncio.ensure_future(self._send(every_s))
 
-    async def _send(self) -> None:
+    async def _send(self, every_s: float) -> None:
         # Who has left is nobody's business here: the request itself is ended then.
         with contextlib.suppress(ConnectionError):
             self._response = response = await self._call.begin(self._content_type)
             while not self._over.is_set():
                 await response.write(self._sign)
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._every_s):
+                    async with asyncio.timeout(every_s):
                         await self._over.wait()

@@ -92,13 +92,15 @@ class KeyLimits:
         monotonic: Tells the time.
     """
 
-    __slots__ = ("_max_concurrent", "_monotonic", "_name", "_requests", "_tokens", "running")
+    __slots__ = ("_max_concurrent", "_monotonic", "_name", "_requests", "_tokens", "bounded", "running")
 
     def __init__(self, name: str = "", monotonic: Callable[[], float] = time.monotonic) -> None:
         self._name, self._monotonic = name, monotonic
         self._max_concurrent: int | None = None
         self._requests: Bucket | None = None
         self._tokens: tuple[Bucket, ...] = ()
+        self.bounded = False
+        """Whether there is a limit whose rest is told: not that of concurrent requests."""
         self.running = 0
         """Requests that have begun and not ended."""
 
@@ -119,11 +121,12 @@ class KeyLimits:
         wanted = {_MINUTE_S: options.tokens_per_minute, _DAY_S: options.tokens_per_day}
         made = (_resized(tokens.get(period_s), limit, period_s, now) for period_s, limit in wanted.items())
         self._tokens = tuple(bucket for bucket in made if bucket is not None)
+        self.bounded = self._requests is not None or self.on_tokens
 
     @property
-    def bounded(self) -> bool:
-        """Whether there is a limit whose rest is told: not that of concurrent requests."""
-        return self._requests is not None or bool(self._tokens)
+    def on_tokens(self) -> bool:
+        """Whether tokens are limited."""
+        return bool(self._tokens)
 
     def acquire(self) -> None:
         """One more request begins. It needs a `release`, exactly one.
@@ -210,6 +213,8 @@ class Limits:
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
         self._keys: dict[str, KeyLimits] = {}
+        # Those of them that are charged for tokens.
+        self._charged: dict[str, KeyLimits] = {}
 
     def __repr__(self) -> str:
         """Counts."""
@@ -222,6 +227,7 @@ class Limits:
             found[options.name] = self._keys.get(options.name) or KeyLimits(options.name, self._monotonic)
             found[options.name].change(options)
         self._keys = found
+        self._charged = {name: limits for name, limits in found.items() if limits.on_tokens}
 
     def of(self, name: str) -> KeyLimits:
         """Those of a key."""
@@ -230,7 +236,7 @@ class Limits:
     def finished(self, run: Run, error: BaseException | None) -> None:
         """A request has ended: its key is charged for the tokens it took. For `Running.watchers`."""
         del error
-        limits = self._keys.get(run.request.tenant)
+        limits = self._charged.get(run.request.tenant)
         if limits is not None and run.outcome is not None:
             limits.charge_for(run.outcome, in_parts=run.request.stream)
 

@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import TextIO
 
 _MOST_LINES: Final = 256
@@ -41,10 +42,11 @@ class LineHandler(logging.Handler):
         """Take a record; its lock is held."""
         self._take(f"{record.levelname} {record.getMessage()}\n")
 
-    def line(self, text: str) -> None:
-        """Take a line with the level INFO, without a record: that would cost more than all the rest."""
+    def write(self, texts: Iterable[str]) -> None:
+        """Write lines with the level INFO now, without records: these would cost more than all the rest."""
         with self.lock or contextlib.nullcontext():
-            self._take(f"INFO {text}\n")
+            self._lines += [f"INFO {text}\n" for text in texts]
+            self.flush()
 
     def _take(self, line: str) -> None:
         self._lines.append(line)

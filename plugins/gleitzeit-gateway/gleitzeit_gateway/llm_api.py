@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from gleitzeit_core.errors import InstanceFailure, NoCapableInstance, Unavailable
 from gleitzeit_gateway import responses_api
 from gleitzeit_gateway.answers import Whole
 from gleitzeit_gateway.endpoints import Endpoint
-from gleitzeit_gateway.errors import Refused, envelope, renderer
+from gleitzeit_gateway.errors import REQUEST_ID, Refused, envelope, renderer
 from gleitzeit_gateway.keepalive import SIGNS, first_part
 from gleitzeit_gateway.listings import listed_model, listed_models, loaded, root, tags, version
 from gleitzeit_llm.dialects import CLIENTS
@@ -17,7 +17,8 @@ from gleitzeit_llm.dialects.sse import event
 from gleitzeit_llm.provider import LLMProvider, RawAnswer
 
 if TYPE_CHECKING:
-    from gleitzeit_core.provider import RequestOptions
+    from collections.abc import Callable, Mapping
+
     from gleitzeit_core.requests import Request
     from gleitzeit_gateway.answers import Reply
     from gleitzeit_gateway.call import Call
@@ -80,12 +81,13 @@ def anthropic_endpoints() -> list[Endpoint]:
 async def _answer(api: str, path: str, call: Call) -> Reply:
     provider = cast("LLMProvider", call.manager.provider("llm/chat"))
     if api == "anthropic":
-        call.headers["request-id"] = call.id  # where its clients look for it
-    body = await call.body()
+        call.headers[REQUEST_ID] = call.id
+    body = call.body_now()
+    if body is None:
+        body = await call.body()
     stands_in = False
     while True:
         request = _request(api, path, call, provider, body)
-        call.caller.check_body(body)
         try:
             if request.stream:
                 return await _in_parts(api, call, provider, request)
@@ -103,12 +105,21 @@ async def _answer(api: str, path: str, call: Call) -> Reply:
 
 
 def _request(api: str, path: str, call: Call, provider: LLMProvider, body: bytes) -> Request:
-    options: RequestOptions = {"tenant": call.tenant, "priority": call.priority, "affinity": call.affinity}
-    request = provider.raw_request(api, path, body, request_id=call.unique_id, **options)
+    caller = call.caller
+    request = provider.raw_request(
+        api,
+        path,
+        body,
+        request_id=call.unique_id,
+        tenant=caller.name,
+        priority=caller.priority,
+        affinity=call.passage.affinity,
+    )
     call.model = request.params["model"]
     if provider.renames:
         call.headers[MODEL] = call.model
-    call.caller.check(provider.method(request.method), call.model)
+    caller.check(provider.method(request.method), call.model)
+    caller.check_body(body)
     return request
 
 
@@ -116,24 +127,43 @@ async def _in_parts(api: str, call: Call, provider: LLMProvider, request: Reques
     async with call.manager.dispatcher.stream(provider, request) as parts:
         # Until the first part is there, everything can still be another instance's answer; and become an ordinary
         # error, unless it takes so long that the caller was told to wait.
-        kind, in_band = CLIENTS[api].stream_type, partial(_in_band, api)
-        first, response = await first_part(call, parts, kind, SIGNS[api], in_band)
+        form = _FORMS[api]
+        call.headers.update(form.headers)
+        first, response = await first_part(call, parts, form.content_type, form.sign, form.in_band)
         if response is not None and call.broken_off:
             return response
         call.note_served(parts.served)
-        if isinstance(first, RawAnswer) and response is None:
-            await anext(parts, None)  # Nothing comes after it, and who does not read on has left.
-            return _whole(first)
-        response = response or call.in_parts(kind)
-        begun = _in_stream(api, first) if isinstance(first, RawAnswer) else first
-        if response.put(begun, last=parts.at_end and api != responses_api.API):
-            await response.drained()
+        if isinstance(first, RawAnswer):
+            if response is None:
+                await anext(parts, None)  # Nothing comes after it, and who does not read on has left.
+                return _whole(first)
+            first = _in_stream(api, first)
+        response = response or call.in_parts(form.content_type)
         if api == responses_api.API:
-            numbered = responses_api.Numbered(first if isinstance(first, bytes) else b"")
+            numbered = responses_api.Numbered(first)
+            await response.write(first)
             await call.send(response, numbered.watch(parts), numbered.error)
         else:
-            await call.send(response, parts, in_band)
+            if response.put(first, last=parts.at_end):
+                await response.drained()
+            await call.send(response, parts, form.in_band)
         return response
+
+
+class _Form(NamedTuple):
+    """How an API has its answers in parts.
+
+    Args:
+        content_type: Of them.
+        sign: See `SIGNS`.
+        in_band: An error inside one that has begun.
+        headers: Further ones, as recorded.
+    """
+
+    content_type: str
+    sign: bytes
+    in_band: Callable[[Exception], bytes]
+    headers: Mapping[str, str]
 
 
 def _whole(raw: RawAnswer) -> Whole:
@@ -155,6 +185,14 @@ def _in_band(api: str, error: Exception) -> bytes:
     if api == "ollama":
         return body + b"\n"
     return event(body, b"error" if api == "anthropic" else b"")
+
+
+_NO_CACHE: Final = {"Cache-Control": "no-cache"}
+_HEADERS: Final = {"anthropic": _NO_CACHE, responses_api.API: _NO_CACHE}
+_FORMS: Final = {
+    api: _Form(client.stream_type, SIGNS[api], partial(_in_band, api), _HEADERS.get(api, {}))
+    for api, client in CLIENTS.items()
+}
 
 
 def _unknown_model(path: str, model: str, error: NoCapableInstance) -> NoCapableInstance:

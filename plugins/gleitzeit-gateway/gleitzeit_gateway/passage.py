@@ -6,7 +6,8 @@ It is found out once for each head, not for each request: those that a connectio
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 from gleitzeit_gateway.access import cors, is_this_machine, preflight
 from gleitzeit_gateway.answers import Whole
@@ -26,10 +27,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+AFFINITY: Final = "X-Gleitzeit-Affinity"
 _TEXT: Final = "text/plain"
 
 
-class Passage(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Passage:
     """One that may pass. Who may not is judged each time.
 
     Args:
@@ -38,6 +41,7 @@ class Passage(NamedTuple):
         rest: What a path ending in ``*`` matched there.
         caller: Whose key was used, and what it may do.
         admin: Whether the caller may change the pool.
+        affinity: What the caller names to keep requests together.
         chain: Where the request has been, and is now; see `Via`.
         cors: Headers that let the page that asks read the answer; empty for what is no page.
     """
@@ -47,6 +51,7 @@ class Passage(NamedTuple):
     rest: str
     caller: Caller
     admin: bool
+    affinity: str
     chain: str
     cors: Mapping[str, str]
 
@@ -102,7 +107,8 @@ class Door:
         except Refused as error:
             call.note_error(error)
             return rendered(match.endpoint, error)
-        return Passage(self.access, match.endpoint, match.rest, caller, admin, chain, allowed)
+        affinity = headers.get(AFFINITY, "")
+        return Passage(self.access, match.endpoint, match.rest, caller, admin, affinity, chain, allowed)
 
     def _caller(self, call: Call, endpoint: Endpoint) -> tuple[Caller, bool]:
         """Who calls, and whether it may change the pool.

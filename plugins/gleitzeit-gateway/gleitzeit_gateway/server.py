@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
 import time
 from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from aiohttp import web
 
 from gleitzeit_core.errors import GleitzeitError, ShuttingDown
 from gleitzeit_core.requests import new_request_id
-from gleitzeit_gateway import access_line
 from gleitzeit_gateway.access import Access
+from gleitzeit_gateway.access_line import GONE, AccessLines
 from gleitzeit_gateway.admin import admin_endpoints, own_numbers
 from gleitzeit_gateway.answers import InParts, Reply, Whole, send
 from gleitzeit_gateway.call import Call
@@ -34,7 +33,7 @@ from gleitzeit_gateway.usage import Usage
 from gleitzeit_llm.via import CHAIN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from gleitzeit_core.manager import ResourceManager
     from gleitzeit_core.running import Running
@@ -44,10 +43,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MARK: Final = "X-Gleitzeit-Gateway"
-"""On every answer: by it discovery knows a gateway from an Ollama."""
-_SERVER: Final = "gleitzeit"
-_CLIENT_ID: Final = re.compile(r"[\w.:-]{1,64}", re.ASCII)
+_REPLIES: Final = (Whole, InParts, web.StreamResponse)
 _UNAUTHORIZED: Final = 401
 _FAILED: Final = 500
 _BACKLOG: Final = 1024
@@ -79,7 +75,7 @@ class Gateway:
     ) -> None:
         self._manager, self._options = manager, options
         self.limits, self.usage = Limits(monotonic), Usage(monotonic)
-        self._connections = Connections(options)
+        self._connections, self._lines = Connections(options), AccessLines()
         llm = [*ollama_endpoints(), *openai_endpoints(), *anthropic_endpoints()]
         self._router = Router([*llm, *admin_endpoints(worker, self.usage)])
         self._add_endpoints_of_plugins()
@@ -120,6 +116,8 @@ class Gateway:
             raise GleitzeitError(f"without keys the gateway cannot go on listening on {changed.host}; start it again")
         self._options, self._door.access = changed, Access(changed, self.limits)
         self._connections.options = changed
+        if self._server is not None:
+            self._server.forget_heads()
         return ""
 
     @property
@@ -207,6 +205,7 @@ class Gateway:
         if server is not None:
             await server.shutdown(_LAST_S)
         self._connections.close()
+        self._lines.write()
         if listener is not None:
             await listener.wait_closed()
 
@@ -216,17 +215,27 @@ class Gateway:
         """Answer it, whatever happens; whether its connection can be kept."""
         began = time.monotonic()
         unique_id = new_request_id()
-        shown_id = _id_of_caller(request) or unique_id
-        headers = {MARK: "1", "Server": _SERVER, "X-Request-Id": shown_id}
-        call = Call(request, self._manager, self._options, shown_id, unique_id, self._ending, headers)
+        shown_id = request.head.request_id or unique_id
+        call = Call(request, self._manager, self._options, shown_id, unique_id, self._ending)
         self._open += 1
-        status = access_line.GONE
+        status, kept = GONE, False
         try:
-            reply = await self._answer(call)
+            passage = self._door.passage(call)
+            if isinstance(passage, Passage):
+                try:
+                    reply = await self._let_in(call, passage)
+                    if not isinstance(reply, _REPLIES):
+                        _no_reply(passage.endpoint, reply)
+                except Exception as error:  # noqa: BLE001 - it is told
+                    reply = _told(call, passage.endpoint, error)
+            else:
+                reply = passage
+            if not (isinstance(reply, InParts) or reply.prepared):
+                self._finish(call, reply)
             kept = not call.broken_off and await send(request, reply)
             status = reply.status
         except ConnectionError:
-            kept = False  # Nobody is there to get it.
+            pass  # Nobody is there to get it.
         except Exception:
             call.error, status = "internal", _FAILED  # The server answers so, and says why in the log.
             raise
@@ -235,61 +244,34 @@ class Gateway:
             self._open -= 1
             if not self._open:
                 self._idle.set()
-            access_line.write(call, status, time.monotonic() - began)
+            self._lines.add(call, status, time.monotonic() - began)
         return kept
 
-    async def _answer(self, call: Call) -> Reply:
-        passage = self._door.passage(call)
-        if not isinstance(passage, Passage):
-            return self._finished(call, passage)
+    def _let_in(self, call: Call, passage: Passage) -> Awaitable[Reply]:
+        """What answers it, if it can be let in now."""
         endpoint = passage.endpoint
-        try:
-            self._admit(call, passage)
-            reply = _checked(endpoint, await endpoint.handler(call))
-        except Exception as error:
-            if call.gone:
-                raise ConnectionResetError("the caller has left") from error
-            call.note_error(error)
-            if call.begun or call.request.started:
-                # Too late for another answer; the one that has begun must not look complete.
-                call.cut()
-            reply = rendered(endpoint, error)
-        if call.begun or reply.prepared or isinstance(reply, InParts):
-            return reply
-        return self._finished(call, reply)
-
-    def _admit(self, call: Call, passage: Passage) -> None:
-        """Let it in, if that can be done now."""
-        endpoint, caller = passage.endpoint, passage.caller
+        call.passage, call.caller = passage, passage.caller
         if passage.cors:
             call.headers.update(passage.cors)
-        call.caller, call.rest, call.admin = caller, passage.rest, passage.admin
-        call.tenant, call.priority = caller.name, caller.priority
         if CHAIN.get() != passage.chain:
             CHAIN.set(passage.chain)
-        if endpoint.public:
-            return
-        if endpoint.admin:
-            _admit_change(call)
-        if self._ending.is_set():
-            raise ShuttingDown("shutting down: nothing new is taken")
-        if endpoint.limited:
-            call.hold()
+        if not endpoint.public:
+            if endpoint.admin:
+                _admit_change(call)
+            if self._ending.is_set():
+                raise ShuttingDown("shutting down: nothing new is taken")
+            if endpoint.limited:
+                call.hold()
+        return endpoint.handler(call)
 
-    def _finished(self, call: Call, reply: web.StreamResponse | Whole) -> Reply:
-        reply.headers.update(call.headers)
+    def _finish(self, call: Call, reply: Whole | web.StreamResponse) -> None:
+        """All that an answer that has not begun still needs."""
         if reply.status == _UNAUTHORIZED:
-            reply.headers["WWW-Authenticate"] = "Bearer"
-        if self._ending.is_set() or not call.request.content.complete:
+            call.headers["WWW-Authenticate"] = "Bearer"
+        call.sign(reply)
+        if self._ending.is_set() or not call.request.complete:
             # Nothing more is taken here, or what is left of the body would be read as the next request.
             reply.force_close()
-        return reply
-
-
-def _id_of_caller(request: Request) -> str:
-    """The id that the caller has given the request; empty for none, or for one that could do harm in a log."""
-    given = request.headers.get("X-Request-Id")
-    return given if given is not None and _CLIENT_ID.fullmatch(given) else ""
 
 
 def _admit_change(call: Call) -> None:
@@ -305,8 +287,21 @@ def _admit_change(call: Call) -> None:
         raise Refused(415, "the body must be JSON: send 'Content-Type: application/json'", "not_json")
 
 
-def _checked(endpoint: Endpoint, response: object) -> Reply:
-    """`response`, which may be a plugin's."""
-    if not isinstance(response, (Whole, InParts, web.StreamResponse)):
-        raise TypeError(f"{endpoint.method} {endpoint.path} answered {response!r}, which is no response")
-    return response
+def _no_reply(endpoint: Endpoint, answer: object) -> NoReturn:
+    """A plugin's endpoint has answered with what cannot be sent."""
+    raise TypeError(f"{endpoint.method} {endpoint.path} answered {answer!r}, which is no response")
+
+
+def _told(call: Call, endpoint: Endpoint, error: Exception) -> Reply:
+    """The answer that says what went wrong.
+
+    Raises:
+        ConnectionResetError: There is nobody to tell.
+    """
+    if call.gone:
+        raise ConnectionResetError("the caller has left") from error
+    call.note_error(error)
+    if call.begun or call.request.started:
+        # Too late for another answer; the one that has begun must not look complete.
+        call.cut()
+    return rendered(endpoint, error)

@@ -1,14 +1,17 @@
 """What was used: requests, tokens, bytes and time for each key, model and instance; in all, and of late.
 
 What is counted goes into the rows of the present five minutes. Those older than an hour are added to the rows of their
-hour, and hours older than a day to the past. So counting touches one row, and nothing is counted twice or forgotten.
+hour, and hours older than a day to the past. So nothing is counted twice or forgotten. Requests are added in bulk: when
+some have come together, and before anybody reads.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from dataclasses import asdict, dataclass, fields
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from gleitzeit_core.errors import NoCapableInstance
@@ -16,6 +19,7 @@ from gleitzeit_core.errors import NoCapableInstance
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from gleitzeit_core.requests import Outcome
     from gleitzeit_core.runs import Run
 
 ROWS_MAX: Final = 1000
@@ -26,6 +30,8 @@ NOBODY: Final = "-"
 """The key of those who have none; also the model and the instance of what had none."""
 WINDOWS: Final = ("total", "day", "hour")
 
+# Requests that wait to be added to their rows: as many as take a fraction of a millisecond.
+_WAITING_MAX: Final = 256
 _SLOT_S: Final = 300.0
 _SLOTS: Final = 12
 _HOURS: Final = 24
@@ -74,7 +80,18 @@ class Used:
         for name in _NUMBERS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
+    def add_last_tries(self, outcomes: Sequence[Outcome]) -> None:
+        """Add what requests have used on the instances that they were on last."""
+        self.bytes_in += sum(map(_BYTES_IN, outcomes))
+        self.bytes_out += sum(map(_BYTES_OUT, outcomes))
+        self.time_s += sum(map(_TOTAL_S, outcomes))
+        took = [outcome.usage for outcome in outcomes if outcome.usage is not None]
+        self.input_tokens += sum(map(_INPUT_TOKENS, took))
+        self.output_tokens += sum(map(_OUTPUT_TOKENS, took))
 
+
+_BYTES_IN, _BYTES_OUT, _TOTAL_S = map(attrgetter, ("bytes_in", "bytes_out", "total_s"))
+_INPUT_TOKENS, _OUTPUT_TOKENS = map(attrgetter, ("input_tokens", "output_tokens"))
 _NUMBERS: Final = tuple(field.name for field in fields(Used))
 # A plain tuple finds what is about the same, and is made in a fifth of the time.
 _Rows = dict[tuple[str, str, str], Used]
@@ -94,6 +111,8 @@ class Usage:
         self._slots: dict[int, _Rows] = {}
         self._rows: _Rows = {}
         self._ends_at = float("-inf")
+        # Requests of the present five minutes that are in no row yet: what many have alike, and their last tries.
+        self._waiting: list[tuple[tuple[str, str, str, int, str], Outcome | None]] = []
 
     def __repr__(self) -> str:
         """Counts."""
@@ -106,27 +125,30 @@ class Usage:
         """
         if run.method.local:
             return
-        if self._monotonic() >= self._ends_at:
+        if len(self._waiting) >= _WAITING_MAX or self._monotonic() >= self._ends_at:
             self._turn()
-        request, outcome = run.request, run.outcome
-        # What nobody has heard of is any text that a caller made up: rows are not for that.
-        model = NOBODY if isinstance(error, NoCapableInstance) else request.requirements.model or NOBODY
-        of = (request.tenant or NOBODY, model, run.instance_id or NOBODY)
-        row = self._rows.get(of) or _new(self._rows, Of(*of))
-        row.requests += 1
-        row.tries += run.tries
+        request = run.request
+        model, badly = request.requirements.model, ""
         if error is not None:
-            if run.ending is None and isinstance(error, _LEFT):
-                row.cancelled += 1
-            else:
-                row.failed += 1
-        if outcome is not None:
-            row.bytes_in += outcome.bytes_in
-            row.bytes_out += outcome.bytes_out
-            row.time_s += outcome.total_s
-            if outcome.usage is not None:
-                row.input_tokens += outcome.usage.input_tokens
-                row.output_tokens += outcome.usage.output_tokens
+            badly = "cancelled" if run.ending is None and isinstance(error, _LEFT) else "failed"
+            # What nobody has heard of is any text that a caller made up: rows are not for that.
+            model = "" if isinstance(error, NoCapableInstance) else model
+        self._waiting.append(((request.tenant, model, run.instance_id, run.tries, badly), run.outcome))
+
+    def _fold(self) -> None:
+        """Add those that wait to their rows: many at once take a fraction of the time that each would take alone."""
+        waiting, self._waiting = self._waiting, []
+        alike: defaultdict[tuple[str, str, str, int, str], list[Outcome | None]] = defaultdict(list)
+        for about, outcome in waiting:
+            alike[about].append(outcome)
+        for (key, model, instance, tries, badly), outcomes in alike.items():
+            of, count = Of(key or NOBODY, model or NOBODY, instance or NOBODY), len(outcomes)
+            row = self._rows.get(of) or _new(self._rows, of)
+            row.requests += count
+            row.tries += count * tries
+            row.failed += count * (badly == "failed")
+            row.cancelled += count * (badly == "cancelled")
+            row.add_last_tries([outcome for outcome in outcomes if outcome is not None])
 
     def table(self, by: Sequence[str] = ("key",), *, window: str = "total", key: str | None = None) -> list[Any]:
         """What was used, a row for each value of `by`, as plain data, those with most tokens first.
@@ -155,8 +177,7 @@ class Usage:
         return {"window": window, "by": [*by], "rows": self.table(by, window=window, key=key), "sum": total}
 
     def _of(self, window: str, key: str | None) -> Iterator[tuple[Of, Used]]:
-        if self._monotonic() >= self._ends_at:
-            self._turn()
+        self._turn()
         for rows in self._every(window):
             for of, used in rows.items():
                 if key in (None, of[0]):
@@ -170,8 +191,12 @@ class Usage:
             yield self._past
 
     def _turn(self) -> None:
-        """Begin a new slot, and let those that are old go to their hour, and hours to the past."""
-        slot = int(self._monotonic() // _SLOT_S)
+        """Count what waits, begin a new slot where its time has come, and let old ones go to their hour or the past."""
+        self._fold()
+        now = self._monotonic()
+        if now < self._ends_at:
+            return
+        slot = int(now // _SLOT_S)
         self._ends_at = (slot + 1) * _SLOT_S
         self._rows = self._slots.setdefault(slot, {})
         for old in [one for one in self._slots if one <= slot - _SLOTS]:

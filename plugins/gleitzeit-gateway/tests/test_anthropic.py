@@ -63,7 +63,8 @@ def events_of(answered: Answered) -> list[Any]:
 def error_of(answered: Answered) -> tuple[str, str]:
     """Type and message of an error answer, which is in Anthropic's envelope."""
     assert answered.headers["Content-Type"] == "application/json"
-    assert answered.json.keys() == {"type", "error"}
+    assert answered.json.keys() == {"type", "error", "request_id"}
+    assert answered.json["request_id"] == answered.headers["request-id"] == answered.headers["X-Request-Id"]
     assert answered.json["type"] == "error"
     assert answered.json["error"].keys() == {"type", "message"}
     return answered.json["error"]["type"], answered.json["error"]["message"]
@@ -183,6 +184,7 @@ async def test_the_order_of_events(serve: Serve, ollama: OllamaServer) -> None:
     gateway = await serve(ollama)
     answered = await gateway.ask(PATH, {**BODY, "stream": True})
     assert answered.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+    assert answered.headers["Cache-Control"] == "no-cache"
     events = events_of(answered)
     kinds = [event["type"] for event in events]
     assert kinds[:3] == ["message_start", "content_block_start", "ping"]
@@ -218,6 +220,13 @@ async def test_mistakes_are_named(serve: Serve, ollama: OllamaServer, body: obje
     assert kind == "invalid_request_error"
     assert words in message
     assert PATH not in [request.path for request in ollama.requests]
+
+
+async def test_a_refusal_at_the_door_says_its_id(serve: Serve, ollama: OllamaServer) -> None:
+    """Also who has no key is told by which id to ask what was wrong."""
+    gateway = await serve(ollama, keys=[{"name": "amy", "key": "k" * 20}])
+    answered = await gateway.ask(PATH, BODY)
+    assert (answered.status, error_of(answered)[0]) == (401, "authentication_error")
 
 
 async def test_other_refusals_have_the_envelope_too(serve: Serve, ollama: OllamaServer) -> None:

@@ -5,14 +5,25 @@ from __future__ import annotations
 import itertools
 import tracemalloc
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import h11
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gleitzeit_gateway.http_reader import MAX_FIELD_BYTES, MAX_FIELDS, MAX_HEAD_BYTES, BadRequest, RequestReader
+from gleitzeit_gateway.http_parsing import (
+    MAX_FIELD_BYTES,
+    MAX_FIELDS,
+    MAX_HEAD_BYTES,
+    BadRequest,
+    HeadLimits,
+    HeadTooLarge,
+)
+from gleitzeit_gateway.http_reader import RequestReader
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 TOKEN: Final = st.text("abcXYZ019-_!#$%&'*+.^`|~", min_size=1, max_size=12)
 VALUE: Final = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=20)
@@ -70,12 +81,16 @@ class Line:
         """At once."""
 
 
-def read(*pieces: bytes) -> RequestReader:
-    """A reader that was fed these."""
-    reader = RequestReader(Line())
+def feed(reader: RequestReader, pieces: Iterable[bytes]) -> RequestReader:
+    """`reader`, which was fed these."""
     for piece in pieces:
         reader.feed(piece)
     return reader
+
+
+def read(*pieces: bytes) -> RequestReader:
+    """A reader that was fed these."""
+    return feed(RequestReader(Line()), pieces)
 
 
 def found(reader: RequestReader) -> list[tuple[str, str, list[tuple[str, str]], bytes | None]]:
@@ -210,9 +225,9 @@ def test_stray_ends_of_lines_add_up_to_nothing() -> None:
 
 
 def test_what_is_kept_of_a_head_is_small() -> None:
-    """A head may be long, also by blanks that count for no limit; what stays of it while a connection waits may not."""
+    """A head may be long, also by blanks that stand for nothing; what stays of it while a connection waits may not."""
     sent = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx"
-    long = b"GET /long HTTP/1.1\r\nHost: a\r\nX:" + b" " * 200_000 + b"a\r\n\r\n"
+    long = b"GET /long HTTP/1.1\r\nHost: a\r\nX:" + b" " * 60_000 + b"a\r\n\r\n"
     reader = read(sent)
     reader.requests.clear()
     tracemalloc.start()
@@ -281,6 +296,62 @@ def test_what_is_refused(sent: bytes, status: int) -> None:
         with pytest.raises(BadRequest) as caught:
             read(*pieces)
         assert caught.value.status == status
+
+
+@given(
+    st.lists(ASKED, max_size=3),
+    st.sampled_from([b"", b"\r\n", b"\n\r\n"]),
+    st.integers(0, 5),
+    st.lists(st.integers(0, 10_000), max_size=12),
+)
+@settings(max_examples=150, deadline=None)
+def test_each_head_has_its_limits(before: list[Asked], blank: bytes, headers: int, cuts: list[int]) -> None:
+    """Whatever came before it, and however it is cut: a head may be so large to the byte and to the header."""
+    head = b"GET / HTTP/1.1\r\n" + b"X:  y \r\n" * headers + b"\r\n"
+    first = b"".join(one.sent() for one in before)
+    most_bytes = max([len(head), *(len(one.sent()) for one in before)])
+    most_headers = max([headers, *(len(one.headers) + 2 for one in before)])
+    sent = cut(first + blank + head, cuts)
+
+    reader = feed(RequestReader(Line(), HeadLimits(most_bytes, most_headers)), sent)
+    assert len(reader.requests) == len(before) + 1
+    if not before:
+        for less in (HeadLimits(most_bytes - 1, most_headers), HeadLimits(most_bytes, most_headers - 1)):
+            with pytest.raises(HeadTooLarge):
+                feed(RequestReader(Line(), less), sent)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("repeated", [False, True])
+def test_limits_of_a_head_that_is_sent_ahead(*, chunked: bool, repeated: bool) -> None:
+    """One that comes behind a body, in the same piece or a byte at a time, has the limits of the first."""
+    framing, body = (b"Transfer-Encoding: chunked", b"1\r\na\r\n0\r\n\r\n") if chunked else (b"Content-Length: 1", b"a")
+    first = b"POST / HTTP/1.1\r\n" + framing + b"\r\n\r\n" + body
+    small, large = (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * count + b"\r\n" for count in (10, 11))
+    for limits in (HeadLimits(max_headers := 10**3, 10), HeadLimits(len(small), max_headers)):
+        for size in (1, 10**6):
+            sent = (first * 2 if repeated else first) + small + large
+            reader = RequestReader(Line(), limits)
+            with pytest.raises(HeadTooLarge):
+                feed(reader, (sent[at : at + size] for at in range(0, len(sent), size)))
+            assert [one.method for one in reader.requests] == ["POST"] * (1 + repeated) + ["GET"]
+
+
+def test_enough_is_enough() -> None:
+    """A reader that is to read so many ahead says where it has stopped; nothing is lost, nor read before its turn."""
+    sent = b"".join(
+        b"POST /%d HTTP/1.1\r\n" % number + framed
+        for number, framed in enumerate(
+            [b"Content-Length: 2\r\n\r\nab", b"Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n"] * 20
+        )
+    )
+    reader, at, taken = RequestReader(Line(), ahead=3), 0, []
+    while at < len(sent):
+        at = reader.feed(sent, at)
+        assert 1 <= len(reader.requests) <= 3
+        taken.append(reader.requests.pop(0))
+    taken += reader.requests
+    assert [(one.path, one.content.take_whole()) for one in taken] == [(f"/{number}", b"ab") for number in range(40)]
 
 
 def test_what_has_no_end() -> None:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from gleitzeit_gateway.answers import InParts, Reply, Whole, send
 from gleitzeit_gateway.connections import Connections
-from gleitzeit_gateway.http_reader import MAX_FIELDS, MAX_HEAD_BYTES
+from gleitzeit_gateway.http_parsing import MAX_FIELDS, MAX_HEAD_BYTES
 from gleitzeit_gateway.http_server import Server
 from gleitzeit_gateway.options import GatewayOptions
 
@@ -53,11 +53,14 @@ async def start() -> AsyncIterator[Start]:
     """Starts servers around a handler, which are ended after the test."""
     started: list[Started] = []
 
-    async def make(handler: Handler, *, keep_alive_s: float = 60.0, head_s: float = 60.0) -> Started:
+    async def make(
+        handler: Handler, *, keep_alive_s: float = 60.0, head_s: float = 60.0, max_headers: int = 100
+    ) -> Started:
         async def answer(request: Request) -> bool:
             return await send(request, await handler(request))
 
-        guard = Connections(GatewayOptions(idle_timeout_s=keep_alive_s, head_timeout_s=head_s))
+        options = GatewayOptions(idle_timeout_s=keep_alive_s, head_timeout_s=head_s, max_headers=max_headers)
+        guard = Connections(options)
         server = Server(answer, guard)
         listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
         started.append(Started(server, listener))
@@ -306,6 +309,77 @@ async def test_connection_that_waits(start: Start, sent: bytes) -> None:
         assert answer[:12] == {b"": b"", b"GET / HT": b"HTTP/1.1 408"}.get(sent, b"HTTP/1.1 200")
     while server.server.connections:
         await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize(
+    "framed", [b"Content-Length: 1\r\n\r\na", b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", b"\r\n"]
+)
+@pytest.mark.parametrize("sent", [b"G", b"GET / HTTP/1.1\r\nX: y\r\n"])
+async def test_head_sent_ahead_that_does_not_come(start: Start, framed: bytes, sent: bytes) -> None:
+    """Its beginning may come with the request before it: it has the time of a head, and not that of an idle caller."""
+    server = await start(echo, head_s=0.1)
+    answer = await server.ask(b"POST / HTTP/1.1\r\n" + framed + sent)
+    assert [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:]] == [b"200", b"408"]
+    assert b"slow_request" in answer
+
+
+async def test_head_sent_ahead_comes_in_time(start: Start) -> None:
+    """The rest of one that was begun while the request before it was at work is read as any other, whatever it took."""
+    gate = asyncio.Event()
+
+    async def handler(request: Request) -> Whole:
+        await gate.wait()
+        return Whole(request.path.encode())
+
+    server = await start(handler, head_s=0.2, keep_alive_s=0.2)
+    reader, writer = await server.connect(b"GET /a HTTP/1.1\r\n\r\nGET /b")
+    await asyncio.sleep(0.4)
+    gate.set()
+    assert (await reader.readuntil(b"/a")).startswith(b"HTTP/1.1 200 ")
+    writer.write(b" HTTP/1.1\r\n" + CLOSE)
+    assert body_of(await reader.read()) == b"/b"
+
+
+@pytest.mark.parametrize("before", [b"", b"GET / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n" * 9])
+async def test_too_many_headers(start: Start, before: bytes) -> None:
+    """Also of a request that is sent ahead: those before it are answered, it is refused, and nothing follows."""
+    server = await start(echo, max_headers=3)
+    usual, large = (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * count + b"\r\n" for count in (3, 4))
+    answer = await server.ask(before + usual + large + usual)
+    count = before.count(b"GET") + 1
+    assert [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:]] == [b"200"] * count + [b"431"]
+    assert b'"code":"head_too_large"' in answer
+
+
+async def test_refused_once(start: Start) -> None:
+    """What is no request is told so, and not that it was slow as well, however little time there is for a head."""
+    server = await start(echo, head_s=0.1)
+    for before in (b"", b"GET / HTTP/1.1\r\n\r\n"):
+        reader, writer = await server.connect(before + b"GET / HTTP/1.1\r\nX")
+        for _ in range(before.count(b"GET")):
+            assert (await reader.readuntil(b"\r\n\r\n/ ")).startswith(b"HTTP/1.1 200 ")
+        writer.write(b" : y\r\n\r\n")
+        answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert answer.count(b"HTTP/1.1") == 1
+        await asyncio.sleep(0.2)
+        (left,) = server.server.connections
+        assert left.lingers
+        writer.close()
+        while server.server.connections:
+            await asyncio.sleep(0)
+
+
+async def test_limits_that_change(start: Start) -> None:
+    """A head that was allowed all along is looked at anew when less is allowed, also on a connection that is open."""
+    server = await start(echo, max_headers=3)
+    sent = b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 3 + b"\r\n"
+    reader, writer = await server.connect(sent)
+    assert (await reader.readuntil(b"\r\n\r\n/ ")).startswith(b"HTTP/1.1 200 ")
+    server.server.guard.options = server.server.guard.options.model_copy(update={"max_headers": 2})
+    server.server.forget_heads()
+    writer.write(sent)
+    assert (await reader.read()).startswith(b"HTTP/1.1 431 ")
 
 
 async def test_work_has_time(start: Start) -> None:

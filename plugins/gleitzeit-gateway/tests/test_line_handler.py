@@ -96,7 +96,7 @@ async def test_a_line_without_a_record_is_the_same_line() -> None:
     handler = LineHandler.alone_at(logger)
     assert handler is not None
     logger.info("x %d", 1)
-    handler.line("x 1")
+    handler.write(["x 1"])
     await asyncio.sleep(0)
     first, second = "".join(stream.writes).splitlines()
     assert first[23:] == second[23:] == " INFO x 1"

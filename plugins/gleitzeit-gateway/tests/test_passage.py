@@ -51,6 +51,16 @@ async def test_a_key_that_is_taken_away(serve: Serve) -> None:
     line.close()
 
 
+async def test_fewer_headers_than_before(serve: Serve) -> None:
+    """A head that was small enough is none with options that allow less, on a connection that stays open as well."""
+    gateway = await serve(keys=KEYS)
+    line = await line_to(gateway)
+    assert [await line.ask(KEY) for _ in range(2)] == [200, 200]
+    gateway.gateway.reconfigure(gateway.gateway.options.model_copy(update={"max_headers": 1}))
+    assert await line.ask(KEY) == 431
+    line.close()
+
+
 async def test_what_differs_is_judged_anew(serve: Serve) -> None:
     """On one connection: another key, no good key, another host, a page, a loop, another path."""
     gateway = await serve(keys=KEYS, allowed_hosts=["gpu.example"])

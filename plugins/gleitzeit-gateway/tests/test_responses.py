@@ -124,6 +124,7 @@ async def test_the_events_of_a_stream(serve: Serve, ollama: OllamaServer, apis: 
     gateway = await serve(ollama, apis=apis)
     answered = await gateway.ask(PATH, {**BODY, "stream": True})
     assert answered.headers["Content-Type"] == "text/event-stream"
+    assert answered.headers["Cache-Control"] == "no-cache"
     blocks = [block.split("\n") for block in answered.text.split("\n\n")[:-1]]
     events = [json.loads(data.removeprefix("data: ")) for _, data in blocks]
     assert [name for name, _ in blocks] == [f"event: {event['type']}" for event in events]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,10 @@ class Watch:
         return self.now
 
 
+class Part(SimpleNamespace):
+    """Of a run. Unlike its base it can be seen to go."""
+
+
 def using(key: str) -> dict[str, str]:
     """Headers with a key."""
     return {"X-Api-Key": key}
@@ -51,9 +56,9 @@ def run(key: str = "alice", model: str = "m", instance: str = "i", tokens: int =
     """As much of a run as is looked at."""
     outcome = Outcome(Result.OK, usage=Tokens(input_tokens=tokens), bytes_in=1, bytes_out=2, total_s=0.5)
     needs = Requirements(accepts=(), capabilities=frozenset((f"model:{model}",)))
-    request = SimpleNamespace(tenant=key, requirements=needs)
+    request = Part(tenant=key, requirements=needs)
     said = {"instance_id": instance, "tries": 1, "outcome": outcome, "ending": None, **more}
-    return SimpleNamespace(request=request, method=SimpleNamespace(local=False), **said)
+    return Part(request=request, method=SimpleNamespace(local=False), **said)
 
 
 # -- what is kept --------------------------------------------------------------------------------------------------
@@ -128,6 +133,33 @@ def test_rows_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         ("bob", OTHERS),
     }
     assert [(row["key"], row["requests"]) for row in usage.table()] == [("alice", 200), ("bob", 100)]
+
+
+def test_many_together() -> None:
+    """However many come before somebody looks, each is counted for its own row, with all that it has used."""
+    usage = Usage(Watch())
+    for n in range(1000):
+        error = QueueFull(size=1, limit=1, retry_after_s=1.0) if n % 10 == 0 else None
+        usage.finished(run("alice" if n % 2 else "bob", instance=f"pod-{n % 3}", tokens=n, tries=1 + n % 4), error)
+    used = usage.sum()
+    assert (used.requests, used.failed, used.tries) == (1000, 100, 2500)
+    assert (used.input_tokens, used.bytes_in, used.bytes_out, used.time_s) == (499_500, 1000, 2000, 500.0)
+    assert [(row["key"], row["requests"], row["failed"]) for row in usage.table()] == [
+        ("alice", 500, 0),
+        ("bob", 500, 100),
+    ]
+    assert sorted(row["requests"] for row in usage.table(("instance",))) == [333, 333, 334]
+
+
+def test_nothing_of_a_request_is_kept() -> None:
+    """What waits to be counted holds neither the request nor its error: there is a body in each of them."""
+    usage, ended = Usage(Watch()), run()
+    error = QueueFull(size=1, limit=1, retry_after_s=1.0)
+    left = [weakref.ref(one) for one in (ended, ended.request, error)]
+    usage.finished(ended, error)
+    del ended, error
+    assert [one() for one in left] == [None, None, None]
+    assert usage.sum().failed == 1
 
 
 def test_windows() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, NoReturn, cast
 
 from aiohttp import ClientError, ClientPayloadError, ServerDisconnectedError
 
@@ -18,6 +18,8 @@ _SLICE_BYTES: Final = 256 * 1024
 """Of a body, written at once; the next one waits until the server has read most of it."""
 _UNREAD_BYTES: Final = 512 * 1024
 """Of an answer's body: when more of it waits for its reader, the server has to wait too."""
+HEAD_ONLY: Final = -1
+"""See `Connection.arrival`."""
 
 
 class CutOff(ClientError):
@@ -45,7 +47,6 @@ class Connection(asyncio.Protocol):
 
     Attributes:
         answer: To the request that is on its way.
-        heard: Whether any byte of that answer has come.
         gave: Whether any part of its body was given out.
         closed: Whether it can carry nothing more.
         idle_since: When its last answer was complete, on the loop's clock.
@@ -57,16 +58,16 @@ class Connection(asyncio.Protocol):
         "_error",
         "_loop",
         "_lost",
+        "_reader",
         "_reading",
         "_transport",
         "_unsent",
         "_waiter",
-        "_waits_for_all",
+        "_whole_bytes",
         "_writable",
         "answer",
         "closed",
         "gave",
-        "heard",
         "idle_since",
         "key",
         "quiet",
@@ -75,22 +76,25 @@ class Connection(asyncio.Protocol):
     def __init__(self, loop: asyncio.AbstractEventLoop, lost: Callable[[Connection], None], key: object) -> None:
         self._loop, self._lost, self.key = loop, lost, key
         self._transport: asyncio.Transport | None = None
+        # Who waits; and, where all of an answer is waited for, how much of it at most.
         self._waiter: asyncio.Future[None] | None = None
+        self._whole_bytes = HEAD_ONLY
         self._error: Exception | None = None
         self._writable = self._reading = True
         self._unsent: memoryview | None = None
-        self._waits_for_all = False
+        self._reader = AnswerReader()
         self.answer: AnswerReader | None = None
-        self.heard = self.gave = self.closed = False
+        self.gave = self.closed = False
         self.idle_since = 0.0
         self.quiet = 0
 
     # -- one request -------------------------------------------------------------------------------------------
 
-    def send(self, method: str, head: bytes, body: bytes | None) -> bool:
-        """Send a request. Whether all of it is sent; what is left of a large body is for `send_rest`."""
-        self.answer = AnswerReader(method)
-        self.heard, self.gave, self._error = False, False, None
+    def send(self, method: str, head: bytes, body: bytes | None) -> None:
+        """Send a request; a large body as fast as it is read, and no further once the answer has begun."""
+        self.answer = answer = self._reader
+        answer.expect(method)
+        self.gave = False
         if self._transport is None or self.closed:
             self._break(ServerDisconnectedError())
         elif body is None or len(body) <= _SLICE_BYTES:
@@ -98,22 +102,53 @@ class Connection(asyncio.Protocol):
         else:
             self._unsent = memoryview(body)
             self._transport.write(head)
-        return self._unsent is None
+            self._send_on()
 
-    async def send_rest(self) -> None:
-        """Send the body as fast as it is read, and no further once the answer has begun."""
-        while self._unsent is not None:
-            while not self._writable and not self._over:
-                await self._wait()
-            if self._over or self._transport is None:
-                return
-            self._transport.write(self._unsent[:_SLICE_BYTES])
-            self._unsent = self._unsent[_SLICE_BYTES:] or None
+    def _send_on(self) -> None:
+        while self._unsent is not None and self._writable and not self._over and self._transport is not None:
+            unsent, self._unsent = self._unsent, self._unsent[_SLICE_BYTES:] or None
+            self._transport.write(unsent[:_SLICE_BYTES])
 
     @property
     def _over(self) -> bool:
         """Whether it makes no sense to send more: it is broken, or the answer is there before its question."""
-        return self.closed or self._error is not None or (self.answer is not None and self.answer.begun)
+        return self.closed or self._error is not None or (self.answer is not None and self.answer.head.status > 0)
+
+    def arrival(self, whole_bytes: int = HEAD_ONLY) -> asyncio.Future[None]:
+        """What is done when the head of the answer is there, or nothing more comes: `arrived` then tells which of them.
+
+        Args:
+            whole_bytes: Wait for all of the answer, if it is not larger than that, and neither a refusal nor
+                compressed; `HEAD_ONLY` for no more than its head.
+        """
+        self._whole_bytes = whole_bytes
+        self._waiter = waiter = self._loop.create_future()
+        if not self._reading:
+            self._read_on()
+        if self._error is not None or self.closed:
+            self._wake()
+        elif self._reader.heard:
+            self._look(self._reader)
+        return waiter
+
+    def arrived(self) -> AnswerReader:
+        """The answer, whose head is there.
+
+        Raises:
+            ClientError, OSError: It does not come any more.
+        """
+        self._whole_bytes = HEAD_ONLY
+        answer = self.answer
+        if answer is None:
+            raise ServerDisconnectedError
+        if not answer.head.status:
+            self._raise_broken(answer)
+        return answer
+
+    @property
+    def heard(self) -> bool:
+        """Whether any of the answer has come."""
+        return self._reader.heard
 
     async def head(self) -> None:
         """Wait until the head of the answer is there.
@@ -121,39 +156,8 @@ class Connection(asyncio.Protocol):
         Raises:
             ClientError, OSError: It does not come any more.
         """
-        answer = self.answer
-        if answer is None:
-            raise ServerDisconnectedError
-        while not answer.begun:
-            self._raise_if_broken(answer)
-            await self._wait()
-
-    async def whole(self, limit_bytes: int) -> None:
-        """Wait until all of the answer is there, or only its head when it is a refusal or compressed.
-
-        Args:
-            limit_bytes: It is not waited for more than that.
-
-        Raises:
-            ClientError, OSError: It does not come any more.
-        """
-        answer = self.answer
-        if answer is None:
-            raise ServerDisconnectedError
-        while not answer.complete:
-            if answer.begun and (not answer.plain or answer.unread_bytes > limit_bytes):
-                return
-            self._raise_if_broken(answer)
-            # It is collected anyway: nothing is gained by holding the server back, or by looking at every piece.
-            self._read_on()
-            self._waits_for_all = not answer.begun or answer.unread_bytes <= _UNREAD_BYTES
-            # As `_wait`, without a step more for each answer.
-            self._waiter = waiter = self._loop.create_future()
-            try:
-                await waiter
-            finally:
-                self._waiter = None
-                self._waits_for_all = False
+        await self.arrival()
+        self.arrived()
 
     async def part(self) -> bytes:
         """What has come of the body, at least a byte; empty at its end.
@@ -167,53 +171,55 @@ class Connection(asyncio.Protocol):
         while not answer.unread_bytes:
             if answer.complete:
                 return b""
-            self._raise_if_broken(answer)
-            # As `_wait`, without a step more for each part of a stream.
+            if self.closed or self._error is not None:
+                self._raise_broken(answer)
             self._waiter = waiter = self._loop.create_future()
-            try:
-                await waiter
-            finally:
-                self._waiter = None
+            await waiter
         data = answer.take()
         self.gave = True
         if not self._reading:
             self._read_on()
         return data
 
-    def _raise_if_broken(self, answer: AnswerReader) -> None:
+    def _raise_broken(self, answer: AnswerReader) -> NoReturn:
         if self._error is not None:
             raise self._error
-        if self.closed:
-            raise ClientPayloadError("the connection is closed") if answer.begun else ServerDisconnectedError
+        raise ClientPayloadError("the connection is closed") if answer.head.status else ServerDisconnectedError
 
-    async def _wait(self) -> None:
-        """Until something has happened: whoever waits looks himself whether it was what he waits for."""
-        self._waiter = waiter = self._loop.create_future()
-        try:
-            await waiter
-        finally:
+    def _look(self, answer: AnswerReader) -> None:
+        """Wake who waits, if what he waits for has come; where nobody does, the server may have to wait."""
+        waiter, head = self._waiter, answer.head
+        if waiter is None:
+            if answer.unread_bytes > _UNREAD_BYTES and self._reading and self._transport is not None:
+                self._reading = False
+                self._transport.pause_reading()
+        elif answer.complete or (head.status and (answer.unread_bytes > self._whole_bytes or not head.plain)):
             self._waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
 
     def _wake(self) -> None:
-        waiter = self._waiter
+        """Whoever waits looks himself what has become of it."""
+        waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
     def _read_on(self) -> None:
-        if not self._reading and self._transport is not None:
-            self._reading = True
-            if not self._transport.is_closing():
-                self._transport.resume_reading()
+        """The server need not wait any more."""
+        self._reading = True
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def release(self) -> bool:
         """Be done with the answer, read or not. Whether another request can be sent; if not, this closes it at once."""
         answer, self.answer = self.answer, None
-        if answer is not None:
-            answer.dismiss()
-        if answer is None or not (answer.complete and answer.reusable and self._unsent is None) or self.closed:
+        if answer is None or not answer.reusable or self._unsent is not None or self.closed:
             self.abort()
             return False
-        self._read_on()
+        if answer.unread_bytes:
+            answer.take()
+        if not self._reading:
+            self._read_on()
         self.idle_since = self._loop.time()
         return True
 
@@ -225,7 +231,7 @@ class Connection(asyncio.Protocol):
     @property
     def waits_for_rest(self) -> bool:
         """Whether somebody waits for more of a body that has begun, and nothing but its server holds that back."""
-        waits = self._waiter is not None and self._reading
+        waits = self._waiter is not None and not self._waiter.done() and self._reading
         return waits and self.has_output and self.answer is not None and not self.answer.complete
 
     def cut_off(self, error: CutOff) -> None:
@@ -253,19 +259,14 @@ class Connection(asyncio.Protocol):
             # Nobody has asked anything: this would be taken for the answer to the next request.
             self.abort()
             return
-        self.heard, self.quiet = True, 0
+        self.quiet = 0
         try:
             answer.feed(data)
         except NotHTTP as error:
             self._break(error)
             self.abort()
-            return
-        if answer.unread_bytes > _UNREAD_BYTES and self._reading and self._transport is not None:
-            self._reading = False
-            self._transport.pause_reading()
-        elif self._waits_for_all and not answer.complete and answer.plain:
-            return
-        self._wake()
+        else:
+            self._look(answer)
 
     def eof_received(self) -> bool:
         """The server sends nothing more. Since nothing can be asked any more either, the connection is closed.
@@ -280,6 +281,7 @@ class Connection(asyncio.Protocol):
         """It is gone."""
         self._ended(exc)
         self._transport = None
+        self._reader.dismiss()
         self._lost(self)
 
     def pause_writing(self) -> None:
@@ -289,7 +291,7 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """It has read."""
         self._writable = True
-        self._wake()
+        self._send_on()
 
     def _ended(self, error: Exception | None) -> None:
         self.closed = True
@@ -297,7 +299,7 @@ class Connection(asyncio.Protocol):
         if answer is not None and self._error is None and not (answer.end() if error is None else answer.complete):
             if error is not None:
                 self._break(error)
-            elif answer.begun:
+            elif answer.head.status:
                 self._break(ClientPayloadError("the answer broke off"))
             else:
                 self._break(ServerDisconnectedError())

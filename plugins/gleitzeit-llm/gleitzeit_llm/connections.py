@@ -10,6 +10,7 @@ import re
 import socket
 import ssl
 from base64 import b64encode
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import quote
@@ -128,7 +129,7 @@ class Connections:
     def __init__(self, connect_timeout_s: float, stall_timeout_s: float | None = None) -> None:
         self._connect_timeout_s, self._stall_timeout_s = connect_timeout_s, stall_timeout_s
         self._loop = asyncio.get_running_loop()
-        self._idle: dict[object, list[Connection]] = {}
+        self._idle: defaultdict[object, list[Connection]] = defaultdict(list)
         self._all: set[Connection] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         self._watcher: asyncio.TimerHandle | None = None
@@ -213,10 +214,8 @@ class Connections:
 
     def give_back(self, connection: Connection) -> None:
         """Be done with it: it is kept if its answer was read to the end and it can carry another, and closed if not."""
-        if self._closing:
-            connection.abort()
-        elif connection.release():
-            self._idle.setdefault(connection.key, []).append(connection)
+        if connection.release():
+            self._idle[connection.key].append(connection)
             if self._sweeper is None:
                 self._sweeper = self._loop.call_later(_KEEP_S, self._sweep)
 

@@ -21,7 +21,8 @@ _MOST_OUTPUT: Final = 4096
 _MOST_CHARS: Final = 128 * 1024
 _IMAGE_CHARS: Final = 1000 * _CHARS_PER_TOKEN
 _LEAST: Final = 0.01
-_WORKING: Final = frozenset((CHAT, GENERATE, EMBED))
+# What each method writes that does any work.
+_WRITING: Final[Mapping[str, int]] = {CHAT: _AVERAGE_OUTPUT, GENERATE: _AVERAGE_OUTPUT, EMBED: 0}
 
 
 def of_size(method: str, chars: int, max_output: object = None) -> float:
@@ -32,9 +33,11 @@ def of_size(method: str, chars: int, max_output: object = None) -> float:
         chars: Length of what the model reads.
         max_output: Tokens it may write; anything but a number above 0 says nothing.
     """
-    if method not in _WORKING:
+    written = _WRITING.get(method)
+    if written is None:
         return _LEAST
-    written = 0 if method == EMBED else _output(max_output)
+    if written and type(max_output) is int and max_output > 0:
+        written = min(max_output, _MOST_OUTPUT)
     read = min(chars, _MOST_CHARS) / _CHARS_PER_TOKEN
     return max(_LEAST, (read * _READING + written) / _AVERAGE)
 
@@ -48,10 +51,6 @@ def of_params(method: str, params: Mapping[str, Any]) -> float:
             chars += _length(message.get("content")) + _images(message)
     options = params.get("options")
     return of_size(method, chars, options.get("num_predict") if isinstance(options, Mapping) else None)
-
-
-def _output(limit: object) -> int:
-    return min(limit, _MOST_OUTPUT) if type(limit) is int and limit > 0 else _AVERAGE_OUTPUT
 
 
 def _images(holder: Mapping[str, Any]) -> int:

@@ -6,12 +6,14 @@ import re
 import zlib
 from collections.abc import AsyncIterator
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from aiohttp import ClientError, ServerDisconnectedError
+import msgspec
+from aiohttp import ClientError
 
 from gleitzeit_llm.connection import CutOff
 from gleitzeit_llm.connections import origin_of, target
+from gleitzeit_llm.failures import refusal, translated
 from gleitzeit_llm.http1 import NotHTTP
 from gleitzeit_llm.via import CHAIN
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from gleitzeit_core.resources import HttpChannel
     from gleitzeit_llm.connection import Connection
     from gleitzeit_llm.connections import Connections, Origin
+    from gleitzeit_llm.http1 import AnswerReader
     from gleitzeit_llm.loading import Waiting
 
 _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -42,34 +45,40 @@ class Response:
 
     Args:
         url: Of the server; for messages.
-        connection: Where it comes from.
+        answer: What has come of it.
+        connection: Where the rest comes from.
         connections: Whose connection that is.
     """
 
-    __slots__ = ("_answer", "_connection", "_connections", "content_type", "status", "url")
+    __slots__ = ("_answer", "_connection", "_connections", "_head", "url")
 
-    def __init__(self, url: str, connection: Connection, connections: Connections) -> None:
-        if connection.answer is None:
-            raise ServerDisconnectedError
-        self._answer, self._connections = connection.answer, connections
+    def __init__(self, url: str, answer: AnswerReader, connection: Connection, connections: Connections) -> None:
+        self.url, self._answer, self._head, self._connections = url, answer, answer.head, connections
         self._connection: Connection | None = connection
-        self.url = url
-        self.status = self._answer.status
-        self.content_type = self._answer.content_type
 
     def __repr__(self) -> str:
         """Status and server."""
         return f"<Response {self.status} of {self.url}>"
 
     @property
+    def status(self) -> int:
+        """HTTP status, from 200."""
+        return self._head.status
+
+    @property
+    def content_type(self) -> str:
+        """In lower case, without parameters."""
+        return self._head.content_type
+
+    @property
     def headers(self) -> CIMultiDict[str]:
-        """Those of the answer; case does not count in their names."""
+        """Those of the answer, asked before it is closed; case does not count in their names."""
         return self._answer.headers
 
     @property
     def complete(self) -> bool:
-        """Whether all of its body has been taken."""
-        return self._answer.complete and not self._answer.unread_bytes and not self._answer.encoding
+        """Whether all of its body has been taken; asked before it is closed."""
+        return self._answer.complete and not self._answer.unread_bytes and not self._head.encoding
 
     @property
     def content(self) -> Self:
@@ -78,11 +87,11 @@ class Response:
 
     def iter_any(self) -> AsyncIterator[bytes]:
         """The body in parts, each as soon as it is there; decompressed, if a server compresses without being asked."""
-        return _inflated(self, self._answer.encoding) if self._answer.encoding else _Parts(self)
+        return _inflated(self, self._head.encoding) if self._head.encoding else _Parts(self)
 
     def reader(self) -> Callable[[], Awaitable[bytes]]:
         """What gives the next part each time it is awaited, as `iter_any` does, and nothing at the end."""
-        if self._connection is not None and not self._answer.encoding:
+        if self._connection is not None and not self._head.encoding:
             return self._connection.part
         parts = self.iter_any()
         return lambda: anext(parts, b"")
@@ -96,11 +105,16 @@ class Response:
         return b"" if self._connection is None else await self._connection.part()
 
     def at_once(self, limit_bytes: int) -> bytes | None:
-        """The whole body, if all of it has come and it is not larger than `limit_bytes`; otherwise ask for `whole`."""
+        """The whole body, if all of it has come and it is not larger than `limit_bytes`: then this is closed.
+
+        None for whatever else; then ask for `whole`.
+        """
         answer = self._answer
-        if answer.complete and not answer.encoding and answer.unread_bytes <= limit_bytes:
-            return answer.take()
-        return None
+        if not answer.complete or self._head.encoding or answer.unread_bytes > limit_bytes:
+            return None
+        body = answer.take()
+        self.close()
+        return body
 
     async def whole(self, limit_bytes: int) -> bytes | None:
         """The whole body; None when it is larger than `limit_bytes`.
@@ -160,41 +174,34 @@ def request_head(origin: Origin, channel: HttpChannel, method: str, path: str, b
     Raises:
         ValueError: One of them cannot be sent; its value is not repeated.
     """
-    if not channel.headers and body is not None:
-        return b"%bContent-Length: %d\r\n\r\n" % (_usual_head(origin, method, path, CHAIN.get()), len(body))
+    own = tuple(channel.headers.items()) if channel.headers else ()
+    head = _head(origin, method, path, CHAIN.get(), "" if body is None else _JSON, own)
+    if body is None and method in ("GET", "HEAD", "DELETE", "OPTIONS"):
+        return head + b"\r\n"
+    return b"%bContent-Length: %d\r\n\r\n" % (head, len(body or b""))
+
+
+@lru_cache(1024)
+def _head(origin: Origin, method: str, path: str, via: str, kind: str, own: tuple[tuple[str, str], ...]) -> bytes:
+    """All that is the same for each request of its kind: all but the length of the body, and the empty line."""
+    given = _checked(own)
     lines = [f"{method} {target(origin, path)} HTTP/1.1\r\n"]
-    given = _checked(channel.headers)
     if "host" not in given:
         lines.append(f"Host: {origin.host_header}\r\n")
     if origin.authorization and "authorization" not in given:
         lines.append(f"Authorization: {origin.authorization}\r\n")
     lines += [f"{name}: {value}\r\n" for name, value in _ALWAYS.items() if name.lower() not in given]
-    via = CHAIN.get()
     if via:
         lines.append(f"Via: {via}\r\n")
-    if body is not None and "content-type" not in given:
-        lines.append(f"Content-Type: {_JSON}\r\n")
-    if body is not None or method not in ("GET", "HEAD", "DELETE", "OPTIONS"):
-        lines.append(f"Content-Length: {len(body or b'')}\r\n")
-    lines += given.values()
-    lines.append("\r\n")
-    return "".join(lines).encode("utf-8", "surrogateescape")
+    if kind and "content-type" not in given:
+        lines.append(f"Content-Type: {kind}\r\n")
+    return "".join([*lines, *given.values()]).encode("utf-8", "surrogateescape")
 
 
-@lru_cache(1024)
-def _usual_head(origin: Origin, method: str, path: str, via: str) -> bytes:
-    """All that is the same for each request with a body, where a server is sent no headers of its own."""
-    lines = [f"{method} {target(origin, path)} HTTP/1.1", f"Host: {origin.host_header}"]
-    lines += [f"Authorization: {origin.authorization}"] if origin.authorization else []
-    lines += [f"{name}: {value}" for name, value in _ALWAYS.items()]
-    lines += [f"Via: {via}"] if via else []
-    return "\r\n".join([*lines, f"Content-Type: {_JSON}", ""]).encode("utf-8", "surrogateescape")
-
-
-def _checked(headers: Mapping[str, str]) -> dict[str, str]:
+def _checked(headers: tuple[tuple[str, str], ...]) -> dict[str, str]:
     """The lines of a channel's own headers, by their names in lower case."""
     found = {}
-    for name, value in headers.items():
+    for name, value in headers:
         if not _NAME.fullmatch(name):
             raise ValueError("a header has a name that cannot be sent")
         if _NO_VALUE.search(value):
@@ -209,10 +216,9 @@ async def exchange(
     channel: HttpChannel,
     method: str,
     path: str,
-    body: bytes | None,
-    *,
-    whole_bytes: int | None,
-    waiting: Waiting | None = None,
+    payload: bytes | Mapping[str, Any] | None,
+    waiting: Waiting | None,
+    whole_bytes: int,
 ) -> Response:
     """Send a request and wait for the head of its answer, or for all of it.
 
@@ -224,37 +230,44 @@ async def exchange(
         channel: The server.
         method: HTTP method.
         path: Below the server's URL.
-        body: What to send; None for nothing.
-        whole_bytes: Wait for all of an answer that is not larger than that; None: only for its head.
-        waiting: How to wait for its head, where its model may have to be loaded first.
+        payload: The body, or what to encode as JSON; None for none.
+        waiting: How to wait for the head, where a model may have to be loaded first.
+        whole_bytes: As for `Connection.arrival`.
 
     Raises:
-        ClientError, OSError: There is no answer.
-        ValueError: Such a request cannot be sent.
+        InstanceFailure: There is no answer with a status from 200 to 299.
     """
-    origin = origin_of(channel.url)
-    head = request_head(origin, channel, method, path, body)
-    connection = connections.kept(origin, channel.tls)
-    while True:
-        new = connection is None
-        if connection is None:
-            connection = await connections.fresh(origin, channel.tls)
-        try:
-            if not connection.send(method, head, body):
-                await connection.send_rest()
-            if waiting is not None:
-                await waiting.head(connection)
-            if whole_bytes is not None:
-                await connection.whole(whole_bytes)
-            elif waiting is None:
-                await connection.head()
-            return Response(channel.url, connection, connections)
-        except BaseException as error:
-            if waiting is None or not waiting.kept:
-                connection.abort()
-            if new or connection.heard or not _may_be_sent_again(error):
-                raise
-        connection = None
+    url = channel.url
+    try:
+        body = payload if payload is None or isinstance(payload, bytes) else msgspec.json.encode(payload)
+        origin = origin_of(url)
+        head = request_head(origin, channel, method, path, body)
+        kept = connections.kept(origin, channel.tls)
+        while True:
+            connection = kept or await connections.fresh(origin, channel.tls)
+            try:
+                connection.send(method, head, body)
+                if waiting is not None:
+                    await waiting.head(connection)
+                await connection.arrival(whole_bytes)
+                answer = connection.arrived()
+                break
+            except BaseException as error:
+                if waiting is None or not waiting.kept:
+                    connection.abort()
+                if kept is None or connection.heard or not _may_be_sent_again(error):
+                    raise
+            kept = None
+    except (ClientError, OSError, ValueError) as error:
+        # Not `from error`, here and elsewhere: what failed may hold the request with its headers, and so our key.
+        raise translated(url, error) from None
+    response = Response(url, answer, connection, connections)
+    if answer.head.status < 300:  # noqa: PLR2004 - redirects and errors
+        return response
+    try:
+        raise await refusal(url, response)
+    finally:
+        response.close()
 
 
 def _may_be_sent_again(error: BaseException) -> bool:

@@ -42,10 +42,10 @@ def own_name(instance: ResourceInstance, asked: str) -> str:
 
     To Ollama a name with and without ``:latest`` are one, to others they are not.
     """
-    entry = entries(instance).get(canonical(asked))
-    own = asked if entry is None else str(entry.get("model") or entry.get("name") or asked)
-    if own == asked:
+    entry: Mapping[str, Any] | None = instance.details.get("models", {}).get(asked.removesuffix(_LATEST))
+    if entry is None or entry.get("model") == asked:
         return asked
+    own = str(entry.get("model") or entry.get("name") or asked)
     same = canonical(own) == canonical(asked) and any(api == "ollama" for api, _ in instance.offers)
     return asked if same else own
 

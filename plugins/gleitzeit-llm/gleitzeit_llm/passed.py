@@ -74,7 +74,6 @@ class Passed(AsyncIterator[bytes | RawAnswer]):
         except (ClientError, OSError) as error:
             self._close()
             raise explained(self._api, translated(self._url, error), same_api=True) from None
-        self._close()
         raise StopAsyncIteration
 
     async def _begin(self) -> bytes | RawAnswer:
@@ -85,7 +84,7 @@ class Passed(AsyncIterator[bytes | RawAnswer]):
             return b""
         reply = Reply(response.status, response.content_type, await read_whole(response))
         whole = raw.passed(self._api, self._url, reply)
-        self.at_end = True
+        self._close()
         return whole
 
     def _next(self, data: bytes) -> bytes:
@@ -101,7 +100,7 @@ class Passed(AsyncIterator[bytes | RawAnswer]):
         except InstanceFailure as failure:
             self._failure = failure
             return data
-        self.at_end = True
+        self._close()
         return counted(data + rest, getattr(rest, "usage", None) or getattr(data, "usage", None)) if rest else data
 
     def _close(self) -> None:
@@ -111,4 +110,5 @@ class Passed(AsyncIterator[bytes | RawAnswer]):
 
     async def aclose(self) -> None:
         """Be done with it; if it has not come to its end, its connection is closed. More than once is fine."""
-        self._close()
+        if not self.at_end:
+            self._close()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
@@ -154,15 +154,27 @@ class _Format:
     counts: tuple[_Sign, ...]
     data: Callable[[bytes], Iterable[bytes]]
     last: tuple[bytes, ...] = ()
+    longer_ends: tuple[bytes, ...] = field(init=False)
+    """The usual end with what would make another end of it."""
+
+    def __post_init__(self) -> None:
+        """Find out what is needed for every part."""
+        object.__setattr__(self, "longer_ends", (b"\n" + self.usual_end, b"\r" + self.usual_end))
 
     def ends_usually(self, data: bytes) -> bool:
         """Whether the usual end, and no more than that, stands at the end of `data`."""
-        end = self.usual_end
-        return data.endswith(end) and len(data) > len(end) and data[-len(end) - 1] not in b"\r\n"
+        return data.endswith(self.usual_end) and not data.endswith(self.longer_ends)
 
     def is_suspicious(self, whole: bytes) -> bool:
-        """Whether anything in `whole` may be final, an error or token counts."""
-        return whole.endswith(self.last) or self.key in whole or _first(self.signs, whole, 0, len(whole)) >= 0
+        """Whether anything in `whole` may be final, an error or token counts. Asked for every part."""
+        # Not `in`, which takes twice as long for bytes.
+        if whole.find(self.key) >= 0:
+            return True
+        for key, sign in self.signs:
+            at = whole.find(key)
+            if at >= 0 and sign.search(whole, at):
+                return True
+        return False
 
     def ends_well(self, whole: bytes) -> bool:
         """Whether the last of `whole` is surely final and none before it an error: then not one has to be read."""

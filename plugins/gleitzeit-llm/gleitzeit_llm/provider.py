@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from contextlib import aclosing
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from gleitzeit_core.errors import FailureKind, InstanceFailure
 from gleitzeit_core.provider import checked_cost
@@ -103,6 +103,7 @@ class LLMProvider(Renaming):
         self._upstream = Upstream(
             connect_timeout_s=self.options.connect_timeout_s, stall_timeout_s=self.options.stall_timeout_s
         )
+        self._streaming = frozenset(method.name for method in self.methods if method.streams)
         self._loads = Loads()
         self._loaded = listings.Loaded(self._upstream)
 
@@ -123,7 +124,16 @@ class LLMProvider(Renaming):
     # -- requests ----------------------------------------------------------------------------------------------
 
     def raw_request(
-        self, dialect: str, endpoint: str, body: bytes, *, request_id: str = "", **options: Unpack[RequestOptions]
+        self,
+        dialect: str,
+        endpoint: str,
+        body: bytes,
+        *,
+        request_id: str = "",
+        tenant: str = "",
+        priority: int = 0,
+        affinity: str = "",
+        **options: Unpack[raw.RareOptions],
     ) -> Request:
         """A request in the bytes of a client API. Its ``stream`` says whether its answer is wanted in parts.
 
@@ -132,32 +142,46 @@ class LLMProvider(Renaming):
             endpoint: The path it was sent to.
             body: As it was sent.
             request_id: Unique; made up when it is empty.
-            options: As for every request.
+            tenant: As for every request, and so are the next ones.
+            priority: Higher goes first.
+            affinity: What prefers the same instance.
+            options: What hardly anybody says.
 
         Raises:
             InvalidRequest: No model can be read from it; in the API's own words.
             UnknownName: There is no such dialect, or no such endpoint in it.
         """
-        point, peek = raw.peek(dialect, endpoint, body)
-        model = self.served(point.method, peek.model, options) if self.renames else peek.model
-        if model != peek.model:
-            body = models.renamed(body, model)
-        cost, tags, instances = options.pop("cost", None), options.pop("tags", ()), options.pop("instances", ())
-        needs = raw.needs_of(dialect, model)
-        if tags or instances:
-            needs = needs.narrowed(tags=frozenset(tags), instances=frozenset(instances))
-        return new_request(
-            method=point.method,
+        point, peek = raw.point(dialect, endpoint)
+        face, method = peek(body), point.method
+        model = face.model
+        if self.renames:
+            model = self.served(method, model, cast("RequestOptions", options))
+            body = body if model == face.model else models.renamed(body, model)
+        request = new_request(
+            method=method,
             params={"model": model},
             id=request_id or new_request_id(),
             body=body,
             dialect=dialect,
             endpoint=endpoint,
-            stream=self.method(point.method).streams and point.streams(peek.stream),
-            requirements=needs,
-            cost=costs.of_size(point.method, len(body), peek.max_output) if cost is None else checked_cost(cost),
-            **self.timed(options),
+            stream=method in self._streaming and point.streams(face.stream),
+            requirements=raw.needs_of(dialect, model),
+            cost=costs.of_size(method, len(body), face.max_output),
+            tenant=tenant,
+            priority=priority,
+            affinity=affinity,
         )
+        return self._particular(request, cast("RequestOptions", options)) if options else request
+
+    def _particular(self, request: Request, options: RequestOptions) -> Request:
+        """`request` with what its caller says besides."""
+        tags, instances = frozenset(options.pop("tags", ())), frozenset(options.pop("instances", ()))
+        if tags or instances:
+            request = request.changed(requirements=request.requirements.narrowed(tags=tags, instances=instances))
+        cost = options.pop("cost", None)
+        if cost is not None:
+            options["cost"] = checked_cost(cost)
+        return request.changed(**self.timed(options))
 
     def requirements(self, request: Request) -> Requirements:
         """The model, for the methods that take one.

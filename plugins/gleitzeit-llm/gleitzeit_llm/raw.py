@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import TYPE_CHECKING, Final, NamedTuple
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Final, TypedDict
+
+import msgspec
 
 from gleitzeit_core.errors import FailureKind, InstanceFailure, UnknownName
 from gleitzeit_core.resources import ChannelKind, Requirements, Speaks
@@ -13,7 +15,7 @@ from gleitzeit_llm.listings import SHOW_POINT, peek_show
 from gleitzeit_llm.passthrough import check_object, check_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from typing import Any
 
     from gleitzeit_core.requests import Request, Usage
@@ -31,8 +33,18 @@ _ORDER: Final = {
 }
 
 
-class RawAnswer(NamedTuple):
-    """A whole answer in the caller's API. A tuple: made for every answer.
+class RareOptions(TypedDict, total=False):
+    """What hardly anybody says about a request in bytes; the rest of `RequestOptions` are arguments of their own."""
+
+    timeout_s: float | None
+    cost: float
+    idempotency_key: str
+    tags: Iterable[str]
+    instances: Iterable[str]
+
+
+class RawAnswer(msgspec.Struct, frozen=True, gc=False):
+    """A whole answer in the caller's API. A struct: made for every answer.
 
     Args:
         status: HTTP status, from 200 to 299.
@@ -47,21 +59,23 @@ class RawAnswer(NamedTuple):
     usage: Usage | None = None
 
 
-def peek(dialect: str, path: str, body: bytes) -> tuple[Endpoint, Peek]:
-    """What a request says on its face.
+@lru_cache(64)
+def point(dialect: str, path: str) -> tuple[Endpoint, Callable[[bytes], Peek]]:
+    """An endpoint, and what tells what a request to it says on its face.
+
+    That raises `InvalidRequest` where no model can be read from it.
 
     Raises:
-        InvalidRequest: No model can be read from it.
         UnknownName: There is no such dialect, or no such endpoint in it.
     """
     client = CLIENTS.get(dialect)
     if client is None:
         raise UnknownName("dialect", dialect, CLIENTS)
-    point = client.endpoints.get(path)
-    if point is not None:
-        return point, client.peek(point, body)
+    found = client.endpoints.get(path)
+    if found is not None:
+        return found, partial(client.peek, found)
     if dialect == "ollama" and path == SHOW_POINT.path:
-        return SHOW_POINT, peek_show(body)
+        return SHOW_POINT, peek_show
     raise UnknownName("endpoint", path, client.endpoints)
 
 
@@ -105,7 +119,7 @@ def passed(api: str, url: str, reply: Reply) -> RawAnswer:
     if found is None or found.error is not None:
         check_whole(body)
         check_object(body)
-    return answer(api, body, reply.status, None if found is None else usage.of_said(found))
+    return RawAnswer(reply.status, CLIENTS[api].plain_type, body, usage.of_said(found))
 
 
 def streams(api: str, url: str, content_type: str) -> bool:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 import msgspec
 
 from gleitzeit_core.errors import ClosedError, FailureKind, InstanceFailure
+from gleitzeit_llm.connection import HEAD_ONLY
 from gleitzeit_llm.connections import Connections, origin_of
 from gleitzeit_llm.exchange import Response, exchange
-from gleitzeit_llm.failures import refusal, translated
+from gleitzeit_llm.failures import translated
 from gleitzeit_llm.protocol import UNREADABLE
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ MAX_ANSWER_BYTES: Final = 256 * 1024 * 1024
 """The largest answer that is read as a whole."""
 
 
-class Reply(NamedTuple):
-    """A whole answer with a status from 200 to 299. A tuple: made for every answer.
+class Reply(msgspec.Struct, frozen=True, gc=False):
+    """A whole answer with a status from 200 to 299. A struct: made for every answer.
 
     Args:
         status: HTTP status.
@@ -124,15 +125,15 @@ class Upstream:
             InstanceFailure: Anything but a whole answer with a status from 200 to 299.
             ClosedError: This is not open.
         """
-        response = await self.begin(channel, method, path, payload, waiting, whole_bytes=MAX_ANSWER_BYTES)
-        try:
-            body = response.at_once(MAX_ANSWER_BYTES)
-            if body is None:
+        response = await exchange(self.connections, channel, method, path, payload, waiting, MAX_ANSWER_BYTES)
+        body = response.at_once(MAX_ANSWER_BYTES)
+        if body is None:
+            try:
                 body = await read_whole(response)
-        except (aiohttp.ClientError, OSError) as error:
-            raise translated(channel.url, error) from None
-        finally:
-            response.close()
+            except (aiohttp.ClientError, OSError) as error:
+                raise translated(channel.url, error) from None
+            finally:
+                response.close()
         return Reply(response.status, response.content_type, body)
 
     def stream(
@@ -151,16 +152,14 @@ class Upstream:
         """
         return _Block(channel.url, partial(self.begin, channel, method, path, payload, waiting))
 
-    async def begin(
+    def begin(
         self,
         channel: HttpChannel,
         method: str,
         path: str,
         payload: bytes | Mapping[str, Any] | None = None,
         waiting: Waiting | None = None,
-        *,
-        whole_bytes: int | None = None,
-    ) -> Response:
+    ) -> Awaitable[Response]:
         """One request, and its answer once the headers are there. It must be closed.
 
         Args:
@@ -169,26 +168,12 @@ class Upstream:
             path: Below the server's URL.
             payload: The body.
             waiting: How to wait for the answer's head.
-            whole_bytes: Wait for all of an answer that is not larger than that; None: only for its head.
 
         Raises:
             InstanceFailure: There is no answer with a status from 200 to 299.
             ClosedError: This is not open.
         """
-        try:
-            body = payload if payload is None or isinstance(payload, bytes) else msgspec.json.encode(payload)
-            response = await exchange(
-                self.connections, channel, method, path, body, whole_bytes=whole_bytes, waiting=waiting
-            )
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            # Not `from error`, here and elsewhere: what failed may hold the request with its headers, and so our key.
-            raise translated(channel.url, error) from None
-        if response.status < 300:  # noqa: PLR2004 - redirects and errors
-            return response
-        try:
-            raise await refusal(channel.url, response)
-        finally:
-            response.close()
+        return exchange(self.connections, channel, method, path, payload, waiting, HEAD_ONLY)
 
     @property
     def connections(self) -> Connections:

@@ -61,7 +61,6 @@ class Said(msgspec.Struct):
     error: Any = None
 
 
-_OF_CHAT = ("prompt_tokens", "completion_tokens")
 _SAID = msgspec.json.Decoder(Said)
 
 
@@ -75,16 +74,18 @@ def said(data: bytes) -> Said | None:
 
 def of_json(data: bytes) -> Usage | None:
     """What a JSON object of either API says; None when it says nothing, or is none."""
-    found = said(data)
-    return None if found is None else of_said(found)
+    return of_said(said(data))
 
 
-def of_said(found: Said) -> Usage | None:
+def of_said(found: Said | None) -> Usage | None:
     """The tokens among what an answer says."""
+    if found is None:
+        return None
     usage = found.response.get("usage") if isinstance(found.response, dict) else found.usage
     if isinstance(usage, dict):
-        read, written = ("input_tokens", "output_tokens") if "input_tokens" in usage else _OF_CHAT
-        return _usage(usage.get(read), usage.get(written))
+        if "input_tokens" in usage:
+            return _usage(usage["input_tokens"], usage.get("output_tokens"))
+        return _usage(usage.get("prompt_tokens"), usage.get("completion_tokens"))
     if isinstance(found.timings, dict):
         timings = found.timings
         return _usage(_count(timings.get("prompt_n")) + _count(timings.get("cache_n")), timings.get("predicted_n"))
@@ -92,10 +93,10 @@ def of_said(found: Said) -> Usage | None:
 
 
 def _usage(read: object, written: object) -> Usage | None:
-    input_tokens, output_tokens = _count(read), _count(written)
-    if not input_tokens and not output_tokens:
-        return None
-    return Usage(input_tokens=input_tokens, output_tokens=output_tokens)
+    # As `_count`, without a step for each.
+    input_tokens = read if type(read) is int and 0 < read < _MOST else 0
+    output_tokens = written if type(written) is int and 0 < written < _MOST else 0
+    return Usage(input_tokens=input_tokens, output_tokens=output_tokens) if input_tokens or output_tokens else None
 
 
 def _count(value: object) -> int:

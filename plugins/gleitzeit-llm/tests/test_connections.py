@@ -271,6 +271,35 @@ async def test_an_answer_nobody_reads_to_its_end_that_is_there_keeps_its_connect
     assert server.lines == 1
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_answers_with_one_head_and_many_lengths(serve: Serve, upstream: Upstream, *, stream: bool) -> None:
+    """On one connection each is read as it is, however it is cut, refusals and chunks between them too."""
+    sizes = (2, 0, 10, 100_000, 9, 2_000_000, 3)
+    bodies = iter([b"x" * size for size in sizes])
+
+    async def handle(line: Line) -> None:
+        while (await line.request()).path == "/":
+            body = next(bodies)
+            sent = OK + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+            cut = len(body) % 4 * 40
+            for piece in (sent[:cut], sent[cut : cut + 40], sent[cut + 40 :]):
+                line.send(piece)
+                await line.flush()
+                await asyncio.sleep(0)
+            await line.request()
+            line.answer(b"{}", status="404 No")
+            await line.request()
+            line.send(OK + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n")
+
+    server = await serve(handle)
+    for size in sizes:
+        assert await body_of(upstream, server.channel, stream=stream) == b"x" * size
+        with pytest.raises(InstanceFailure, match="404"):
+            await upstream.request(server.channel, "POST", "/no", b"{}")
+        assert await body_of(upstream, server.channel, stream=stream) == b"{}"
+    assert server.lines == 1
+
+
 # -- who waits for whom --------------------------------------------------------------------------------------------
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import h11
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gleitzeit_llm.http1 import MAX_FIELD_BYTES, MAX_FIELDS, MAX_HEAD_BYTES, MAX_INTERIM, AnswerReader, NotHTTP
+from gleitzeit_llm.http1 import MAX_FIELD_BYTES, MAX_FIELDS, MAX_HEAD_BYTES, MAX_INTERIM, AnswerReader, Head, NotHTTP
+from gleitzeit_llm.written import MAX_WRITTEN_BYTES
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,12 @@ class Read:
 
 def ours(pieces: list[bytes], method: str = "POST", *, ended: bool = True) -> Read | None:
     """What our reader makes of it; None when it refuses."""
-    reader = AnswerReader(method)
+    return read_by(AnswerReader(), pieces, method, ended=ended)
+
+
+def read_by(reader: AnswerReader, pieces: list[bytes], method: str = "POST", *, ended: bool = False) -> Read | None:
+    """The same by a reader that may have read other answers before."""
+    reader.expect(method)
     body = b""
     try:
         for piece in pieces:
@@ -47,7 +53,7 @@ def ours(pieces: list[bytes], method: str = "POST", *, ended: bool = True) -> Re
         reader.end()
     how = "utf-8", "surrogateescape"
     headers = tuple((name.encode(*how).lower(), value.encode(*how)) for name, value in reader.headers.items())
-    return Read(reader.status, headers, body, reader.complete, reusable)
+    return Read(reader.head.status, headers, body, reader.complete, reusable)
 
 
 def theirs(pieces: list[bytes], method: str = "POST", *, ended: bool = True) -> Read | None:
@@ -228,10 +234,137 @@ def test_lines_that_end_as_they_should_not() -> None:
 
 def test_content_type_and_encoding() -> None:
     """They are read without parameters and in lower case; ``identity`` is none."""
-    reader = AnswerReader("GET")
+    reader = AnswerReader()
+    assert reader.head.content_type == "application/octet-stream"
     reader.feed(b"HTTP/1.1 200 OK\r\nContent-Type: Text/HTML; charset=x\r\nContent-Encoding: identity\r\n\r\n")
-    assert (reader.content_type, reader.encoding) == ("text/html", "")
-    assert AnswerReader("GET").content_type == "application/octet-stream"
+    assert (reader.head.content_type, reader.head.encoding) == ("text/html", "")
+    assert Head(200, ()).content_type == "application/octet-stream"
+
+
+# -- several answers of one connection -----------------------------------------------------------------------------
+
+# Where the body's length is to stand.
+DIGITS = b"DIGITS"
+
+
+@st.composite
+def sequences(draw: st.DrawFn) -> list[tuple[str, bytes, list[int]]]:
+    """Requests and their answers, as they come one after another: most have a head that others have too."""
+    fields = [*draw(FIELDS), *draw(st.sampled_from([[], [(b"Connection", b"keep-alive")], [(b"X-Key", b"a" * 5000)]]))]
+    length = draw(st.sampled_from([b"Content-Length", b"content-length", b"Content-LENGTH"])), DIGITS
+    line = b"HTTP/" + draw(st.sampled_from([b"1.1 200 OK", b"1.1 200 OK", b"1.1 503 ", b"1.0 200 OK", b"1.1 304 Same"]))
+    usual = line + b"\r\n" + lines(draw(st.permutations([*fields, length]))) + b"\r\n"
+    return [draw(exchanges(usual)) for _ in range(draw(st.integers(2, 6)))]
+
+
+@st.composite
+def exchanges(draw: st.DrawFn, usual: bytes) -> tuple[str, bytes, list[int]]:
+    """A method, an answer, mostly one with the usual head, and where it is cut."""
+    method = draw(st.sampled_from(["POST"] * 9 + ["HEAD"]))
+    body, places = draw(BODIES), draw(st.one_of(st.just([]), PLACES))
+    match draw(st.sampled_from(["", "", "", "", "digits", "more", "damage", "another"])):
+        case "digits":
+            digits = draw(st.sampled_from([b"00%d", b"+%d", b"%d ", b" %d", b"%d0", b"%dx", b"-%d", b"%d\r\n "]))
+            return method, usual.replace(DIGITS, digits % len(body)) + body, places
+        case "more":
+            more = draw(st.sampled_from([b"\r\n", b"{}", b"HTTP/1.1 200 OK\r\n\r\n"]))
+            return method, usual.replace(DIGITS, b"%d" % len(body)) + body + more, places
+        case "damage":
+            at, put = draw(st.integers(0, 200)), draw(st.sampled_from([b"", b" ", b"\n", b"\r\n", b"0", b"x"]))
+            answer = usual.replace(DIGITS, b"%d" % len(body)) + body
+            return method, answer[:at] + put + answer[at + 1 :], places
+        case "another":
+            return method, draw(answers()), places
+    return method, usual.replace(DIGITS, b"%d" % len(body)) + body, places
+
+
+def bare(headers: tuple[tuple[bytes, bytes], ...]) -> tuple[tuple[bytes, bytes], ...]:
+    """The same, without zeros before a length."""
+    return tuple((name, value.lstrip(b"0") if name == b"content-length" else value) for name, value in headers)
+
+
+@given(sequences())
+def test_what_is_remembered_of_a_head_makes_no_difference(sequence: list[tuple[str, bytes, list[int]]]) -> None:
+    """A reader that has read others reads every answer as one that has not."""
+    reader = AnswerReader()
+    for method, answer, places in sequence:
+        pieces = cut(answer, places)
+        found, wanted = read_by(reader, pieces, method), read_by(AnswerReader(), pieces, method)
+        if found is not None and wanted is not None:
+            # The one may take line ends after a body for what they are, and the other tells its length without zeros.
+            assert found.reusable == wanted.reusable or (wanted.reusable and answer.endswith(b"\n"))
+            wanted = replace(wanted, reusable=found.reusable, headers=bare(wanted.headers))
+            assert replace(found, headers=bare(found.headers)) == wanted
+        else:
+            assert found == wanted
+        if found is None or not found.reusable:
+            reader = AnswerReader()
+
+
+USUAL = b"HTTP/1.1 200 OK\r\nContent-Type: text/x\r\nContent-Length: %b\r\nX: y\r\n\r\n%b"
+
+
+@pytest.mark.parametrize("length", [0, 2, 10, 123_456])
+def test_a_head_that_comes_again_is_not_parsed(length: int) -> None:
+    """Whatever the length of its body, and however it is cut behind its head."""
+    reader = AnswerReader()
+    assert read_by(reader, [USUAL % (b"2", b"{}")]) is not None
+    reader.dismiss()  # Without a parser nothing else can be read.
+    body = b"x" * length
+    answer = USUAL % (b"%d" % length, body)
+    for pieces in ([answer], cut(answer, [len(answer) - length, len(answer) - length // 2])):
+        found = read_by(reader, pieces)
+        assert found is not None
+        assert (found.status, found.body, found.complete, found.reusable) == (200, body, True, True)
+        assert (b"content-length", b"%d" % length) in found.headers
+
+
+ALMOST = {
+    "more digits than a length has": USUAL % (b"0" * 15 + b"2", b"{}"),
+    "no digits": USUAL % (b"", b""),
+    "other digits": USUAL % ("\u0662".encode(), b"{}"),
+    "a sign": USUAL % (b"+2", b"{}"),
+    "a space": USUAL % (b" 2", b"{}"),
+    "a space behind": USUAL % (b"2 ", b"{}"),
+    "a list": USUAL % (b"2, 2", b"{}"),
+    "a line in the length": USUAL % (b"2\r\nContent-Length: 3", b"{}"),
+    "another field": (USUAL % (b"2", b"{}")).replace(b"X: y", b"X: z"),
+    "another status": (USUAL % (b"2", b"{}")).replace(b"200", b"204"),
+    "coded otherwise": (USUAL % (b"2", b"{}")).replace(b"X: y", b"Transfer-Encoding: chunked"),
+    "a body that is too long": USUAL % (b"2", b"{}{}"),
+    "another answer": USUAL % (b"2", b"{}") * 2,
+}
+
+
+@pytest.mark.parametrize("answer", ALMOST.values(), ids=ALMOST)
+def test_a_head_that_is_almost_the_last_one_is_parsed(answer: bytes) -> None:
+    """It is read, or refused, as if it were the first."""
+    for pieces in ([answer], [answer[at : at + 1] for at in range(len(answer))]):
+        reader = AnswerReader()
+        assert read_by(reader, [USUAL % (b"2", b"{}")]) is not None
+        assert read_by(reader, pieces) == read_by(AnswerReader(), pieces)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\nContent-Length: 2\n\n{}\r\n\r\n"[:-4],
+        b"HTTP/1.1 200 OK\r\nX: a\r\n b\r\nContent-Length: 2\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nContent-Length:2\r\n\r\n{}",
+        b"HTTP/1.1 103 Hints\r\nContent-Length: 2\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
+        b"HTTP/1.1 304 Same\r\nContent-Length: 2\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+        b"\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nX: " + b"y" * MAX_WRITTEN_BYTES + b"\r\nContent-Length: 2\r\n\r\n{}",
+    ],
+    ids=["LF", "folded", "no space", "interim", "no body", "chunks", "a line before", "long"],
+)
+def test_an_unusual_head_is_parsed_each_time(answer: bytes) -> None:
+    """Nothing of it is kept."""
+    reader = AnswerReader()
+    for _ in range(3):
+        assert read_by(reader, [answer]) == read_by(AnswerReader(), [answer])
+    assert repr(reader).endswith("nothing remembered>")
 
 
 # -- what is refused -----------------------------------------------------------------------------------------------

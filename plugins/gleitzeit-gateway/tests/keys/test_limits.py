@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -213,6 +214,27 @@ def test_a_key_that_stays_keeps_what_it_has_used(watch: Watch) -> None:
     assert alice.headers() == {}
     assert every.of("bob").headers()["X-RateLimit-Remaining-Requests"] == "10"
     assert repr(every) == "<Limits of 2 keys, 0 running>"
+
+
+def test_whose_tokens_are_limited_is_charged(watch: Watch) -> None:
+    """From the reload on that limits them, and until one that does not; nobody else is."""
+    every = Limits(watch)
+    took = Outcome(Result.OK, usage=Usage(input_tokens=100, output_tokens=10))
+    ended: Any = SimpleNamespace(request=SimpleNamespace(tenant="alice", stream=False), outcome=took)
+    nobodys: Any = SimpleNamespace(request=SimpleNamespace(tenant="", stream=False), outcome=took)
+
+    def left_of(**options: int) -> str | None:
+        every.change([key("alice", **options), key("bob", tokens_per_minute=1000)])
+        every.finished(ended, None)
+        every.finished(nobodys, None)
+        assert every.of("bob").headers()["X-RateLimit-Remaining-Tokens"] == "1000"
+        return every.of("alice").headers().get("X-RateLimit-Remaining-Tokens")
+
+    assert left_of(requests_per_minute=5) is None
+    assert left_of(tokens_per_day=1000) == "890"
+    assert left_of(tokens_per_day=1000) == "780"
+    assert left_of() is None
+    assert left_of(tokens_per_minute=1000) == "890"
 
 
 # -- whatever happens ----------------------------------------------------------------------------------------------

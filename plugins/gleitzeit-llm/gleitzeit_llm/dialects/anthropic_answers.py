@@ -30,10 +30,13 @@ _TYPES = {
 _STOP_REASONS = {"length": "max_tokens", "content_filter": "refusal"}
 
 
-def error_object(status: int, message: str) -> Json:
-    """Anthropic's error envelope."""
+def error_object(status: int, message: str, request_id: str = "") -> Json:
+    """Anthropic's error envelope; without an id where none is known."""
     kind = _TYPES.get(status) or ("api_error" if status >= 500 else "invalid_request_error")  # noqa: PLR2004 - 5xx
-    return {"type": "error", "error": {"type": kind, "message": message}}
+    told: Json = {"type": "error", "error": {"type": kind, "message": message}}
+    if request_id:
+        told["request_id"] = request_id
+    return told
 
 
 def stop_reason(answer: Mapping[str, Any], *, called: bool) -> str:

@@ -93,10 +93,12 @@ class AnthropicClient:
         del parsed
         return EventEncoder(self._answers())
 
-    def error_body(self, status: int, message: str, code: str | None = None, param: str | None = None) -> bytes:
-        """See `ClientDialect.error_body`. Anthropic has room for a type and the sentence."""
+    def error_body(
+        self, status: int, message: str, code: str | None = None, param: str | None = None, request_id: str = ""
+    ) -> bytes:
+        """See `ClientDialect.error_body`. Anthropic has room for a type, the sentence and the request's id."""
         del code, param
-        return msgspec.json.encode(error_object(status, message))
+        return msgspec.json.encode(error_object(status, message, request_id))
 
     def _answers(self) -> Answers:
         return Answers(id_=self.new_id(), new_id=self.new_id)

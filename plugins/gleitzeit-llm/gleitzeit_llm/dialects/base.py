@@ -9,7 +9,9 @@ canonical answer or canonical parts (`decode_answer`, `stream_decoder`), those t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
 
 from gleitzeit_llm.protocol import write_json
 
@@ -40,8 +42,8 @@ class Endpoint:
         return self.streams_by_default if stream is None else stream
 
 
-class Peek(NamedTuple):
-    """What a request says on its face. A tuple: made for every request.
+class Peek(msgspec.Struct, frozen=True, gc=False):
+    """What a request says on its face. A struct: made for every request.
 
     Args:
         model: The model, as the caller wrote it; never empty.
@@ -145,7 +147,9 @@ class ClientDialect(Protocol):
     def stream_encoder(self, parsed: Parsed) -> StreamEncoder:
         """An encoder for one stream."""
 
-    def error_body(self, status: int, message: str, code: str | None = None, param: str | None = None) -> bytes:
+    def error_body(
+        self, status: int, message: str, code: str | None = None, param: str | None = None, request_id: str = ""
+    ) -> bytes:
         """The body of an error answer; its content type is `plain_type`."""
 
 

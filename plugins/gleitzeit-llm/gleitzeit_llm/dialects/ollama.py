@@ -66,9 +66,11 @@ class OllamaClient:
         del parsed
         return _NdjsonEncoder()
 
-    def error_body(self, status: int, message: str, code: str | None = None, param: str | None = None) -> bytes:
+    def error_body(
+        self, status: int, message: str, code: str | None = None, param: str | None = None, request_id: str = ""
+    ) -> bytes:
         """See `ClientDialect.error_body`. Ollama has room for the sentence only."""
-        del status, code, param
+        del status, code, param, request_id
         return msgspec.json.encode({"error": message})
 
 

@@ -102,8 +102,11 @@ class OpenAIClient:
         """See `ClientDialect.stream_encoder`."""
         return SseEncoder(self._answers(parsed, None), include_usage=parsed.include_usage)
 
-    def error_body(self, status: int, message: str, code: str | None = None, param: str | None = None) -> bytes:
+    def error_body(
+        self, status: int, message: str, code: str | None = None, param: str | None = None, request_id: str = ""
+    ) -> bytes:
         """See `ClientDialect.error_body`."""
+        del request_id
         return msgspec.json.encode(error_object(status, message, code, param)) + b"\n"
 
     def _answers(self, parsed: Parsed, created_at: object) -> Answers:

@@ -115,8 +115,11 @@ class ResponsesClient:
         """See `ClientDialect.stream_encoder`."""
         return ResponsesEncoder(self._answers(parsed))
 
-    def error_body(self, status: int, message: str, code: str | None = None, param: str | None = None) -> bytes:
+    def error_body(
+        self, status: int, message: str, code: str | None = None, param: str | None = None, request_id: str = ""
+    ) -> bytes:
         """See `ClientDialect.error_body`."""
+        del request_id
         return msgspec.json.encode(error_object(status, message, code, param)) + b"\n"
 
     def _answers(self, parsed: Parsed) -> Answers:
