@@ -89,6 +89,8 @@ class Try:
             with run:
                 part = await self._source.__anext__()
             self._came(part)
+            if run.at_end:
+                await self._stop(None)
         except BaseException as error:
             await self._stop(error)
             raise
@@ -96,11 +98,15 @@ class Try:
 
     async def aclose(self) -> None:
         """Stop the work, if it has begun and not ended; its slot is freed when it has stopped."""
-        if self._source is not None:
+        if self._source is not None and not self._ended:
             await self._stop(GeneratorExit())
 
-    async def _stop(self, end: BaseException) -> None:
-        """It has come to its `end`: close what gives the parts, then free the slot. May raise our own error instead."""
+    async def _stop(self, end: BaseException | None) -> None:
+        """It has come to its `end`: close what gives the parts, then free the slot. May raise our own error instead.
+
+        Args:
+            end: How; None when all has come.
+        """
         if self._ended:
             return
         self._run.direct, self._ended = None, True
@@ -110,9 +116,11 @@ class Try:
             if aclose is not None:
                 await aclose()
         except BaseException as error:
-            self._fail(error)
-            raise
-        if isinstance(end, StopAsyncIteration):
+            # Who was cancelled stays so, however badly the source closes.
+            if not (isinstance(end, asyncio.CancelledError) and isinstance(error, Exception)):
+                self._fail(error)
+                raise
+        if end is None or isinstance(end, StopAsyncIteration):
             self._release(None)
         else:
             self._fail(end)
@@ -143,7 +151,8 @@ class Try:
             self._bytes_out += len(body) if isinstance(body, bytes) else 0
             said = self._provider.usage(self._run.request, part)
             # A plugin may answer anything; what is counted must be numbers.
-            self._usage = said if isinstance(said, Usage) else self._usage
+            if isinstance(said, Usage):
+                self._usage = said
         except Exception:
             logger.exception("%r cannot tell the usage of an answer", self._provider)
 

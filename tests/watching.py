@@ -10,15 +10,17 @@ if TYPE_CHECKING:
 
 
 class Watcher:
-    """An observer of finished requests that remembers."""
+    """An observer that remembers."""
 
     observes_requests = True
 
     def __init__(self) -> None:
+        self.changes: list[InstanceChange] = []
         self.finished: list[FinishedRequest] = []
 
     def instance_changed(self, change: InstanceChange) -> None:
-        """Not looked at."""
+        """Remember."""
+        self.changes.append(change)
 
     def request_finished(self, finished: FinishedRequest) -> None:
         """Remember."""

@@ -12,30 +12,10 @@ from gleitzeit_core.dispatch import DEFAULT_ROUTE, Dispatcher
 from gleitzeit_core.routing import Route
 from gleitzeit_core.testing.clock import ManualClock
 from gleitzeit_core.testing.scripted import Call, ScriptedHub, ScriptedProvider
+from tests.watching import Watcher
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
-
-    from gleitzeit_core.hookspecs import InstanceChange
-    from gleitzeit_core.requests import FinishedRequest
-
-
-class Watcher:
-    """An observer that remembers."""
-
-    observes_requests = True
-
-    def __init__(self) -> None:
-        self.changes: list[InstanceChange] = []
-        self.finished: list[FinishedRequest] = []
-
-    def instance_changed(self, change: InstanceChange) -> None:
-        """Remember."""
-        self.changes.append(change)
-
-    def request_finished(self, finished: FinishedRequest) -> None:
-        """Remember."""
-        self.finished.append(finished)
 
 
 class Stage:

@@ -108,6 +108,44 @@ async def test_a_stream_need_not_be_a_generator() -> None:
             assert Parts.closed == closed
 
 
+@pytest.mark.parametrize("problem", [None, LookupError("oops")])
+async def test_a_part_that_says_it_is_the_last_frees_its_slot(problem: Exception | None) -> None:
+    """Nobody has to ask for another one; and what goes wrong in closing is no success."""
+
+    class Last:
+        at_end = False
+
+        def __aiter__(self) -> Last:
+            return self
+
+        async def __anext__(self) -> int:
+            assert not self.at_end
+            self.at_end = True
+            return 1
+
+        async def aclose(self) -> None:
+            if problem is not None:
+                raise problem
+
+    class Other(ScriptedProvider):
+        def stream_on(self, *_: object) -> Any:  # noqa: ANN401 - parts
+            return Last()
+
+    async with stage(["a"]) as on:
+        provider = Other()
+        provider.bind(on.dispatcher)
+        parts = provider.stream("echo/parts")
+        if problem is not None:
+            with pytest.raises(InstanceFailure, match="LookupError"):
+                await anext(parts)
+            assert on.outcomes() == [("failed", "server_error")]
+            return
+        assert await anext(parts) == 1
+        assert (parts.at_end, on.in_flight) == (True, 0)
+        assert [part async for part in parts] == []
+        assert on.outcomes() == [("ok", None)]
+
+
 @pytest.mark.parametrize("failure", [None, LookupError("oops")])
 async def test_a_stream_that_is_closed_while_it_is_read(failure: Exception | None) -> None:
     """Its slot is freed once, by whoever is first, and the reader hears that it has ended."""
@@ -146,6 +184,37 @@ async def test_a_stream_that_is_closed_while_it_is_read(failure: Exception | Non
         assert await anext(parts, "the end") == "the end"
         assert (on.in_flight, len(on.watcher.finished)) == (0, 1)
         assert on.outcomes() == [("cancelled", None)]
+
+
+async def test_who_is_cancelled_stays_so_however_badly_the_source_closes() -> None:
+    """What goes wrong while it is closed is no reason to go on, on another instance, for somebody who has left."""
+
+    class Silent:
+        def __aiter__(self) -> Silent:
+            return self
+
+        async def __anext__(self) -> None:
+            begun.set()
+            await asyncio.Event().wait()
+
+        async def aclose(self) -> None:
+            raise OSError("cannot be closed")
+
+    class Other(ScriptedProvider):
+        begun = 0
+
+        def stream_on(self, *_: object) -> Any:  # noqa: ANN401 - parts
+            self.begun += 1
+            return Silent()
+
+    async with stage(["a", "b"]) as on:
+        provider, begun = Other(), asyncio.Event()
+        provider.bind(on.dispatcher)
+        task = asyncio.ensure_future(anext(provider.stream("echo/parts")))
+        await begun.wait()
+        task.cancel()
+        await asyncio.wait((task,), timeout=5.0)
+        assert (task.cancelled(), provider.begun) == (True, 1)
 
 
 async def test_what_a_stream_should_not_raise_is_translated() -> None:

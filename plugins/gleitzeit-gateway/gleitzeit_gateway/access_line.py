@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gleitzeit_gateway.call import Call
 
 logger = logging.getLogger("gleitzeit.access")
+_own_logger = logging.getLogger(__name__)
 
 GONE: Final = 499
 """The status of a request whose caller left before the answer had begun, or was complete; nginx's number for it."""
@@ -54,11 +55,14 @@ class AccessLines:
             return
         lines = [_line(*one) for one in ended]
         handler = LineHandler.alone_at(logger)
-        if handler is None:
-            for line in lines:
-                logger.info("%s", line)
-        else:
+        if handler is not None:
             handler.write(lines)
+            return
+        for line in lines:
+            try:
+                logger.info("%s", line)
+            except Exception:  # The others are written all the same.
+                _own_logger.exception("an access line was not written")
 
 
 def _line(call: Call, status: int, total_s: float) -> str:

@@ -39,13 +39,11 @@ class Whole:
         headers: Further ones.
 
     Attributes:
-        lines: Of its head: all but those of the connection and the body's size. More may be added, from `lines_of`.
-
-    Raises:
-        ValueError: A header cannot be sent.
+        signature: Lines that stand in the head of every answer, from `lines_of`; set before it is sent. What it says
+            itself under the same names is left out then.
     """
 
-    __slots__ = ("_closes", "body", "lines", "status")
+    __slots__ = ("_closes", "_headers", "_type", "body", "signature", "status")
     prepared: Final = False
     """Whether some of it was sent before it was returned."""
 
@@ -53,10 +51,8 @@ class Whole:
         self, body: bytes, *, status: int = 200, content_type: str = "", headers: Mapping[str, str] | None = None
     ) -> None:
         self.body, self.status = body, status
-        self.lines = line("Content-Type", content_type) if content_type else ""
-        if headers:
-            self.lines += lines_of(headers)
-        self._closes = False
+        self._type = line("Content-Type", content_type) if content_type else ""
+        self._headers, self.signature, self._closes = headers, "", False
 
     def __repr__(self) -> str:
         """Status and size."""
@@ -67,10 +63,17 @@ class Whole:
         self._closes = True
 
     def rest_for(self, request: Request) -> tuple[bytes, bool]:
-        """What is to be sent, all of it; and whether the connection can be kept."""
+        """What is to be sent, all of it; and whether the connection can be kept.
+
+        Raises:
+            ValueError: A header cannot be sent.
+        """
         keeps = request.keep_alive and not self._closes
         size = "" if self.status in _WITHOUT_BODY else f"Content-Length: {len(self.body)}\r\n"
-        top = _head(request.head.version, self.status, self.lines + size, keeps=keeps)
+        lines = self.signature + self._type + size
+        if self._headers:
+            lines = with_more(lines, self._headers)
+        top = _head(request.head.version, self.status, lines, keeps=keeps)
         return top + self.body if size and request.method != "HEAD" else top, keeps
 
 
@@ -97,7 +100,7 @@ class InParts:
         known = version >= HttpVersion11
         self._chunked, self._keeps = known and not self._mute, known and request.keep_alive
         if headers:
-            lines += lines_of(headers)
+            lines = with_more(lines, headers)
         if self._chunked:
             lines += "Transfer-Encoding: chunked\r\n"
         self._unsent = _head(version, self.status, lines, keeps=self._keeps)
@@ -199,6 +202,16 @@ def lines_of(headers: Mapping[str, str]) -> str:
     if not lines.count("\n") == lines.count("\r") == len(headers) or "\0" in lines:
         raise ValueError("a header of the answer has characters that cannot be sent")
     return lines
+
+
+def with_more(lines: str, headers: Mapping[str, str]) -> str:
+    """`lines` of a head, and of `headers` those whose names do not stand there.
+
+    Raises:
+        ValueError: One of them cannot be sent.
+    """
+    said = f"\n{lines.lower()}"
+    return lines + lines_of({name: value for name, value in headers.items() if f"\n{name.lower()}:" not in said})
 
 
 @lru_cache(1024)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import web
 
 from gleitzeit_core.errors import GleitzeitError, InstanceFailure, InvalidRequest
-from gleitzeit_gateway.answers import InParts, Whole, line, lines_of
+from gleitzeit_gateway.answers import InParts, Whole, line, lines_of, with_more
 from gleitzeit_gateway.callers import ANYBODY
 from gleitzeit_gateway.errors import Refused
 
@@ -218,7 +218,7 @@ class Call:
             if served.position:
                 lines += line("X-Gleitzeit-Queue-Position", str(served.position))
                 lines += line("X-Gleitzeit-Expected-Wait-Ms", f"{served.expected_wait_s * 1000:.0f}")
-        return lines + lines_of(self.headers) if self.headers else lines
+        return with_more(lines, self.headers) if self.headers else lines
 
     def sign(self, reply: Whole | web.StreamResponse) -> None:
         """Put that on an answer that has not begun.
@@ -227,7 +227,7 @@ class Call:
             ValueError: A header cannot be sent.
         """
         if isinstance(reply, Whole):
-            reply.lines += self.lines()
+            reply.signature = self.lines()
         else:
             reply.headers.update(dict(one.split(": ", 1) for one in self.lines().split("\r\n")[:-1]))
 

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from gleitzeit_gateway.http_request import Body
 
 _SIZE: Final = rb"([0-9A-Fa-f]{1,15})(?:;[^\r\n\0]*)?"
-_NAME: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_NAME: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}"
+# What stands in a line behind a size or a name goes on until one of these.
+_NO_TEXT: Final = re.compile(rb"[\r\n\0]")
 
 
 class _Line(NamedTuple):
@@ -83,6 +85,10 @@ class Chunks:
         Raises:
             BadRequest: They are no chunks, or exceed a limit.
         """
+        if self._goes_on(data, at):
+            self._begun += data[at:]
+            _check(len(self._begun))
+            return len(data)
         before, self._begun = self._begun, b""
         if before:
             data = before + data[at:]
@@ -101,6 +107,12 @@ class Chunks:
                 self._body.feed(b"".join(pieces))
         return at + end - len(before) if before else end
 
+    def _goes_on(self, data: bytes, at: int) -> bool:
+        """Whether that is only more of a line's text: who sends it byte by byte must not have all of it read again."""
+        begun = self._begun
+        in_text = begun[-1:] != b"\r" and (b";" in begun or b":" in begun)
+        return in_text and _NO_TEXT.search(data, at) is None
+
     def _read_line(self, data: bytes, at: int) -> int:
         """What stands between chunks; where what follows begins."""
         awaited = self._awaited
@@ -111,8 +123,7 @@ class Chunks:
             self._begun, end = data[at:], len(data)
         else:
             end = found.end()
-        if end - at > MAX_FIELD_BYTES:
-            raise BadRequest(TOO_MANY, f"a line between the chunks of the body has more than {MAX_FIELD_BYTES} bytes")
+        _check(end - at)
         if found is None:
             return end
         if awaited is not _FIELD:
@@ -130,3 +141,9 @@ class Chunks:
         if self._fields > MAX_FIELDS or self._field_bytes > MAX_HEAD_BYTES:
             text = f"after the body there may be {MAX_FIELDS} headers, and {MAX_HEAD_BYTES} bytes"
             raise BadRequest(TOO_MANY, text)
+
+
+def _check(size_bytes: int) -> None:
+    """Refuse a line that is too long."""
+    if size_bytes > MAX_FIELD_BYTES:
+        raise BadRequest(TOO_MANY, f"a line between the chunks of the body has more than {MAX_FIELD_BYTES} bytes")

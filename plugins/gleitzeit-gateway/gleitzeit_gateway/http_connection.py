@@ -134,6 +134,8 @@ class Connection(Guarded, asyncio.Protocol):
         try:
             self._held = data[reader.feed(data) :]
         except BadRequest as error:
+            # Where it was raised is nobody's business, and would hold all this until the cycle collector comes.
+            error.__traceback__ = error.__context__ = None
             self._refused, self._held = error, b""
             if reader.current is not None:
                 # Its own answer will say so.
@@ -202,6 +204,7 @@ class Connection(Guarded, asyncio.Protocol):
                 if not (kept and request.complete) or server.closing:
                     self._end(lingers=not request.complete)
                     return
+                del request  # Its body may be large, and nobody has taken it perhaps: who waits must hold nothing.
             self._refuse()
         finally:
             self.answering = False

@@ -176,9 +176,9 @@ class HeadReader:
         version, method = parser.get_http_version(), parser.get_method().decode("ascii")
         if version not in ("1.1", "1.0"):
             raise BadRequest(BAD_REQUEST, f"HTTP/{version} is not spoken here")
-        coding = headers.get("Transfer-Encoding")
+        codings = headers.getall("Transfer-Encoding", ())
         # A sender of the older version means something else by chunks, if anything.
-        if coding is not None and (version == "1.0" or coding.lower() != "chunked"):
+        if codings and (version == "1.0" or ",".join(codings).lower() != "chunked"):
             raise BadRequest(BAD_REQUEST, "the body is coded in a way that is not known here")
         if len(headers.getall("Host", ())) > 1:
             raise BadRequest(BAD_REQUEST, "there is more than one Host header")

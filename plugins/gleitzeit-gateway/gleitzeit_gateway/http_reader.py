@@ -1,7 +1,7 @@
 """The requests of HTTP/1, as bytes and without a socket: what has come is fed in, requests are read off.
 
-A head that is the last one once more is not read again; where another ends is seen here, so that each has a parser, and
-limits, of its own. So has a body in chunks. The unread body is bounded by who reads it.
+A head that is the last one once more is not read again; any other has a parser, and limits, of its own, and so has a
+body in chunks. The unread body is bounded by who reads it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gleitzeit_gateway.http_request import Carrier
     from gleitzeit_llm.written import Written
 
-_ENDS_OF_LINES: Final = re.compile(rb"[\r\n]*")
+_NO_END_OF_LINE: Final = re.compile(rb"[^\r\n]")
 
 
 class RequestReader:
@@ -119,8 +119,8 @@ class RequestReader:
 
     def _skip_empty_lines(self, data: bytes, at: int) -> int:
         """Those before a request are none."""
-        blank = _ENDS_OF_LINES.match(data, at)
-        end = len(data) if blank is None else blank.end()
+        begins = _NO_END_OF_LINE.search(data, at)
+        end = len(data) if begins is None else begins.start()
         self._blank_bytes += end - at
         if self._blank_bytes > MAX_FIELD_BYTES:
             raise endless()

@@ -103,6 +103,30 @@ async def test_who_listens_otherwise_gets_records(caplog: pytest.LogCaptureFixtu
     assert len(caplog.messages) == 2
 
 
+async def test_a_handler_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+    """The other lines are written all the same, and the log says why one was not."""
+
+    class Picky(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "id-1" in record.getMessage():
+                raise RuntimeError("not this one")
+            taken.append(record.getMessage().split()[0])
+
+    lines, picky = AccessLines(), Picky()
+    taken: list[str] = []
+    caplog.set_level(logging.INFO, LOGGER.name)
+    LOGGER.addHandler(picky)
+    try:
+        for number in range(3):
+            lines.add(call(number), 200, 0)
+        await asyncio.sleep(0)
+    finally:
+        LOGGER.removeHandler(picky)
+    assert taken == ["id-0", "id-2"]
+    (failed,) = [record for record in caplog.records if record.exc_info]
+    assert failed.getMessage() == "an access line was not written"
+
+
 async def test_lines_of_a_gateway(serve: Serve, ollama: OllamaServer) -> None:
     """Each request has its line, and none is left when the gateway is closed."""
     gateway = await serve(ollama, access_log=True)

@@ -1,4 +1,4 @@
-"""What the gateway says about itself: health, metrics, status, response headers and the access line."""
+"""What the gateway says about itself: health, status, response headers and the access line."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from gleitzeit_gateway.access_line import printable
-from gleitzeit_ollama.testing import DropBeforeHeaders, ErrorLineAfter, HangBeforeHeaders, OllamaServer, Status
+from gleitzeit_ollama.testing import ErrorLineAfter, HangBeforeHeaders, OllamaServer, Status
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
-
-    from prometheus_client.samples import Sample
 
     from gleitzeit_gateway.testing import RunningGateway
 
@@ -91,60 +88,7 @@ async def test_not_ready_while_draining(serve: Serve, ollama: OllamaServer) -> N
         await draining
 
 
-# -- metrics and status --------------------------------------------------------------------------------------------
-
-
-async def _samples(gateway: RunningGateway) -> list[Sample]:
-    answered = await gateway.ask("/metrics")
-    assert answered.status == 200
-    assert answered.headers["Content-Type"].startswith("text/plain; version=")
-    families = list(text_string_to_metric_families(answered.text))
-    assert all(family.documentation for family in families)
-    assert len({family.name for family in families}) == len(families)
-    return [sample for family in families for sample in family.samples]
-
-
-def _sum(samples: list[Sample], name: str, **labels: str) -> float:
-    return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
-
-
-async def test_metrics_count_tries(serve: Serve, ollama: OllamaServer, other: OllamaServer) -> None:
-    """Tries are counted by how they ended, durations in histograms whose buckets grow up to the count."""
-    gateway = await serve(ollama, other, route={"strategy": "round_robin"})
-    ollama.script.next(DropBeforeHeaders())
-    for number in range(4):
-        await gateway.chat(stream=number % 2 == 0)
-    samples = await _samples(gateway)
-    assert _sum(samples, "gleitzeit_tries_total", method="llm/chat", result="ok") == 4
-    assert _sum(samples, "gleitzeit_tries_total", method="llm/chat", result="lost") == 1
-    for name, count in (("wait", 5), ("first_output", 4), ("total", 5)):
-        assert _sum(samples, f"gleitzeit_{name}_seconds_count") == count
-        assert _sum(samples, f"gleitzeit_{name}_seconds_bucket", le="+Inf") == count
-        assert _sum(samples, f"gleitzeit_{name}_seconds_sum") >= 0
-    histograms: dict[tuple[str, str], list[float]] = {}
-    for sample in samples:
-        if sample.name == "gleitzeit_total_seconds_bucket":
-            histograms.setdefault((sample.labels["instance"], sample.labels["result"]), []).append(sample.value)
-    assert sorted(result for _, result in histograms) == ["lost", "ok", "ok"]
-    assert all(len(values) > 10 and values == sorted(values) for values in histograms.values())
-
-
-async def test_metrics_show_the_present(serve: Serve, ollama: OllamaServer) -> None:
-    """Gauges tell what runs, what waits and how each instance is, now."""
-    gateway = await serve(ollama, hub={"max_concurrent": 1})
-    ollama.script.next(hang := HangBeforeHeaders())
-    asked = [asyncio.create_task(gateway.chat()) for _ in range(3)]
-    async with asyncio.timeout(20):
-        await hang.reached.wait()
-        await gateway.until(lambda: gateway.waiting == 2)
-        samples = await _samples(gateway)
-        hang.released.set()
-        await asyncio.gather(*asked)
-    assert _sum(samples, "gleitzeit_queue_waiting") == 2
-    assert _sum(samples, "gleitzeit_instance_in_flight", endpoint=ollama.url) == 1
-    assert _sum(samples, "gleitzeit_instance_max_concurrent", endpoint=ollama.url) == 1
-    assert _sum(samples, "gleitzeit_instance_state", state="ready") == 1
-    assert _sum(samples, "gleitzeit_instance_state") == 1
+# -- status --------------------------------------------------------------------------------------------------------
 
 
 async def test_status(serve: Serve, ollama: OllamaServer) -> None:

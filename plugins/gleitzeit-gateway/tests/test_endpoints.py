@@ -104,6 +104,18 @@ async def unsendable(call):
     return web.Response(headers=headers) if call.rest == "aiohttp" else Whole(b"", headers=headers)
 
 
+same = Whole(
+    b"same",
+    content_type="text/plain",
+    headers={"server": "theirs", "X-Request-Id": "theirs", "x-mine": "whole", "content-length": "7", "X-Theirs": "1"},
+)
+
+
+async def shared(call):
+    call.headers.update({"Server": "theirs too", "X-Mine": "call"})
+    return same
+
+
 async def wrong(call):
     raise InvalidRequest("not like this")
 
@@ -131,6 +143,7 @@ def gleitzeit_gateway_endpoints():
         one("/gated", gated),
         one("/nothing", nothing),
         one("/unsendable/*", unsendable),
+        one("/shared", shared),
         one("/wrong", wrong),
         one("/broken", broken),
         one("/worse", broken, error=bad_renderer),
@@ -230,6 +243,20 @@ async def test_answer_that_cannot_be_sent(
     (line,) = [record.getMessage() for record in caplog.records if record.name == "gleitzeit.access"]
     assert " 500 " in line
     assert "error=internal" in line
+
+
+async def test_no_header_is_sent_twice(serve: Serve, ollama: OllamaServer, files: list[Path]) -> None:
+    """What every answer says stands before what an endpoint says under the same name, also when it answers again."""
+    gateway = await serve(ollama, files=files)
+    for number in range(2):
+        head = f"GET /shared HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: id-{number}\r\nConnection: close\r\n\r\n"
+        top, _, body = (await gateway.raw(head.encode())).decode().partition("\r\n\r\n")
+        assert body == "same"
+        _, *lines = top.split("\r\n")
+        said = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+        assert len(said) == len(lines)
+        assert (said["server"], said["x-request-id"], said["x-mine"]) == ("gleitzeit", f"id-{number}", "call")
+        assert (said["content-length"], said["x-theirs"], said["content-type"]) == ("4", "1", "text/plain")
 
 
 @pytest.mark.parametrize("path", ["/parts/broken", "/parts/refused", "/own_parts"])

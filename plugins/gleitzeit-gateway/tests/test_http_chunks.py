@@ -22,7 +22,7 @@ CHUNK: Final = st.builds(
     lambda body, extension: b"%x%b\r\n%b\r\n" % (len(body), extension, body),
     # What looks like the end of a body, or of a line, may stand in it.
     st.text("ab\r\n0;", min_size=1, max_size=30).map(str.encode),
-    st.sampled_from([b"", b";x", b';a="b"']),
+    st.sampled_from([b"", b";x", b';a="b"', b";a=b;c:d=" + b"e" * 40]),
 )
 END: Final = st.sampled_from([b"0\r\n\r\n", b"00\r\n\r\n", b"0\r\nA: b\r\n\r\n", b"0;x=y\r\nA:b\r\nC: d\r\n\r\n"])
 BEHIND: Final = st.sampled_from([b"", b"\r\n", b"0\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n"])
@@ -116,14 +116,16 @@ def test_what_is_spoilt(
     [
         *(b"G\r\n", b"\r\n", b"-1\r\n", b"+1\r\n", b"0x1\r\n", b"1 \r\n", b"1\n", b"1;\0\r\n", b"0" * 16 + b"\r\n"),
         *(b"1\r\nab", b"1\r\na\n"),
+        *(b"1;" + b"x" * 99 + b"\0", b"1;x\rx", b"0\r\nA:b\0", b"0\r\n" + b"A" * 257),
         *(b"0\r\nA b\r\n", b"0\r\n: b\r\n", b"0\r\n A: b\r\n", b"0\r\nA : b\r\n"),
     ],
 )
 def test_refused(data: bytes) -> None:
     """What is no chunk is refused at once, and not waited for."""
-    with pytest.raises(BadRequest) as raised:
-        read([data])
-    assert raised.value.status == 400
+    for pieces in ([data], [data[at : at + 1] for at in range(len(data))]):
+        with pytest.raises(BadRequest) as raised:
+            read(pieces)
+        assert raised.value.status == 400
 
 
 @pytest.mark.parametrize(
@@ -139,9 +141,10 @@ def test_refused(data: bytes) -> None:
 )
 def test_limits(data: bytes) -> None:
     """What stands between chunks, and behind them, is bounded."""
-    with pytest.raises(BadRequest) as raised:
-        read(pieces_of(data, range(0, len(data), 4096)))
-    assert raised.value.status == 431
+    for size in (1, 4096):
+        with pytest.raises(BadRequest) as raised:
+            read(pieces_of(data, range(0, len(data), size)))
+        assert raised.value.status == 431
 
 
 def test_what_had_come_before_is_there() -> None:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from typing import TYPE_CHECKING
 
 import pytest
 from aiohttp import web
+from httptools import HttpRequestParser
 from pydantic import ValidationError
 
 from gleitzeit_gateway.answers import InParts, Reply, Whole, send
 from gleitzeit_gateway.connections import Connections
 from gleitzeit_gateway.http_parsing import MAX_FIELDS, MAX_HEAD_BYTES
+from gleitzeit_gateway.http_request import Request
 from gleitzeit_gateway.http_server import Server
 from gleitzeit_gateway.options import GatewayOptions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
-
-    from gleitzeit_gateway.http_request import Request
 
     Handler = Callable[[Request], Awaitable[Reply]]
     Start = Callable[..., Awaitable["Started"]]
@@ -205,6 +206,35 @@ async def test_body_that_nobody_takes(start: Start, *, chunked: bool) -> None:
     gate.set()
     assert body_of(await asked) == b"%d" % size
     assert unread <= 1_500_000
+
+
+async def test_who_waits_holds_nothing(start: Start) -> None:
+    """A connection that waits for another request keeps none of the last, whose body nobody has taken."""
+
+    async def handler(_: Request) -> Whole:
+        return Whole(b"no", status=401)
+
+    server = await start(handler)
+    reader, writer = await server.connect()
+    gc.collect()
+    for _ in range(2):
+        writer.write(b"POST / HTTP/1.1\r\nContent-Length: 50000\r\n\r\n" + b"x" * 50_000)
+        assert (await reader.readuntil(b"no")).startswith(b"HTTP/1.1 401 ")
+        assert not [one for one in gc.get_objects() if isinstance(one, Request)]
+
+
+async def test_who_is_refused_leaves_no_parser(start: Start) -> None:
+    """What took a head apart that is refused is let go at once, and not left to the cycle collector."""
+    server = await start(echo)
+    gc.collect()
+    gc.disable()
+    try:
+        for fields in (b"Host: a\r\nHost: b", b"X", b"Transfer-Encoding: gzip", b"\r\n".join([b"X: y"] * 200)):
+            assert b" 4" in (await server.ask(b"GET / HTTP/1.1\r\n" + fields + b"\r\n\r\n"))[:10]
+        assert b" 400 " in await server.ask(b"GET http://[/ HTTP/1.1\r\n\r\n")
+        assert not [one for one in gc.get_objects() if isinstance(one, HttpRequestParser)]
+    finally:
+        gc.enable()
 
 
 async def test_body_in_small_pieces_that_nobody_takes(start: Start) -> None:

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gleitzeit_core.resources import Requirements
 from gleitzeit_core.testing.workshop import Workshop, WorkshopOptions
-from gleitzeit_ollama.testing import HangBeforeHeaders, OllamaServer, Status
+from gleitzeit_ollama.testing import DropBeforeHeaders, HangBeforeHeaders, OllamaServer, Status
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -35,7 +35,24 @@ async def samples_of(gateway: RunningGateway) -> list[Sample]:
     """What it exports now."""
     answered = await gateway.ask("/metrics")
     assert answered.status == 200
-    return [sample for family in text_string_to_metric_families(answered.text) for sample in family.samples]
+    assert answered.headers["Content-Type"].startswith("text/plain; version=")
+    families = list(text_string_to_metric_families(answered.text))
+    assert all(family.documentation for family in families)
+    assert len({family.name for family in families}) == len(families)
+    return [sample for family in families for sample in family.samples]
+
+
+async def samples_while_two_wait(gateway: RunningGateway, ollama: OllamaServer) -> list[Sample]:
+    """What it exports while one is served by the only slot and two wait for it; all of them have ended then."""
+    ollama.script.next(hang := HangBeforeHeaders())
+    asked = [asyncio.create_task(gateway.chat()) for _ in range(3)]
+    async with asyncio.timeout(20):
+        await hang.reached.wait()
+        await gateway.until(lambda: gateway.waiting == 2)
+        samples = await samples_of(gateway)
+        hang.released.set()
+        await asyncio.gather(*asked)
+    return samples
 
 
 def value(samples: list[Sample], name: str, **labels: str) -> float:
@@ -46,6 +63,27 @@ def value(samples: list[Sample], name: str, **labels: str) -> float:
 def states(samples: list[Sample], name: str) -> list[str]:
     """The states whose gauge is 1."""
     return [s.labels["state"] for s in samples if s.name == name and s.value == 1.0]
+
+
+async def test_metrics_count_tries(serve: Serve, ollama: OllamaServer, other: OllamaServer) -> None:
+    """Tries are counted by how they ended, durations in histograms whose buckets grow up to the count."""
+    gateway = await serve(ollama, other, route={"strategy": "round_robin"})
+    ollama.script.next(DropBeforeHeaders())
+    for number in range(4):
+        await gateway.chat(stream=number % 2 == 0)
+    samples = await samples_of(gateway)
+    assert value(samples, "gleitzeit_tries_total", method="llm/chat", result="ok") == 4
+    assert value(samples, "gleitzeit_tries_total", method="llm/chat", result="lost") == 1
+    for name, count in (("wait", 5), ("first_output", 4), ("total", 5)):
+        assert value(samples, f"gleitzeit_{name}_seconds_count") == count
+        assert value(samples, f"gleitzeit_{name}_seconds_bucket", le="+Inf") == count
+        assert value(samples, f"gleitzeit_{name}_seconds_sum") >= 0
+    histograms: dict[tuple[str, str], list[float]] = {}
+    for sample in samples:
+        if sample.name == "gleitzeit_total_seconds_bucket":
+            histograms.setdefault((sample.labels["instance"], sample.labels["result"]), []).append(sample.value)
+    assert sorted(result for _, result in histograms) == ["lost", "ok", "ok"]
+    assert all(len(values) > 10 and values == sorted(values) for values in histograms.values())
 
 
 async def test_tries_have_all_their_labels(serve: Serve, ollama: OllamaServer) -> None:
@@ -120,17 +158,21 @@ async def test_a_hub_that_cannot_create_is_degraded(serve: Serve, ollama: Ollama
     assert value(await samples_of(gateway), "gleitzeit_hub_degraded") == 0
 
 
+async def test_metrics_show_the_present(serve: Serve, ollama: OllamaServer) -> None:
+    """Gauges tell what runs, what waits and how each instance is, now."""
+    gateway = await serve(ollama, hub={"max_concurrent": 1})
+    samples = await samples_while_two_wait(gateway, ollama)
+    assert value(samples, "gleitzeit_queue_waiting") == 2
+    assert value(samples, "gleitzeit_instance_in_flight", endpoint=ollama.url) == 1
+    assert value(samples, "gleitzeit_instance_max_concurrent", endpoint=ollama.url) == 1
+    assert value(samples, "gleitzeit_instance_state", state="ready") == 1
+    assert value(samples, "gleitzeit_instance_state") == 1
+
+
 async def test_queues(serve: Serve, ollama: OllamaServer) -> None:
     """Who waits, by route and model, and nobody when it is over."""
     gateway = await serve(ollama, hub={"max_concurrent": 1})
-    ollama.script.next(hang := HangBeforeHeaders())
-    asked = [asyncio.create_task(gateway.chat()) for _ in range(3)]
-    async with asyncio.timeout(20):
-        await hang.reached.wait()
-        await gateway.until(lambda: gateway.waiting == 2)
-        samples = await samples_of(gateway)
-        hang.released.set()
-        await asyncio.gather(*asked)
+    samples = await samples_while_two_wait(gateway, ollama)
     assert value(samples, "gleitzeit_queue_waiting", model="smollm2") == 2
     assert value(samples, "gleitzeit_queue_waiting") == 2
     assert value(samples, "gleitzeit_queue_oldest_seconds", model="smollm2") > 0

@@ -76,7 +76,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, loop: asyncio.AbstractEventLoop, lost: Callable[[Connection], None], key: object) -> None:
         self._loop, self._lost, self.key = loop, lost, key
         self._transport: asyncio.Transport | None = None
-        # Who waits; and, where all of an answer is waited for, how much of it at most.
+        # Who waits, until he has looked; and, where all of an answer is waited for, how much of it at most.
         self._waiter: asyncio.Future[None] | None = None
         self._whole_bytes = HEAD_ONLY
         self._error: Exception | None = None
@@ -137,7 +137,7 @@ class Connection(asyncio.Protocol):
         Raises:
             ClientError, OSError: It does not come any more.
         """
-        self._whole_bytes = HEAD_ONLY
+        self._whole_bytes, self._waiter = HEAD_ONLY, None
         answer = self.answer
         if answer is None:
             raise ServerDisconnectedError
@@ -168,13 +168,14 @@ class Connection(asyncio.Protocol):
         answer = self.answer
         if answer is None:
             return b""
-        while not answer.unread_bytes:
-            if answer.complete:
-                return b""
+        while not (answer.unread_bytes or answer.complete):
             if self.closed or self._error is not None:
                 self._raise_broken(answer)
             self._waiter = waiter = self._loop.create_future()
             await waiter
+        self._waiter = None
+        if not answer.unread_bytes:
+            return b""
         data = answer.take()
         self.gave = True
         if not self._reading:
@@ -189,20 +190,17 @@ class Connection(asyncio.Protocol):
     def _look(self, answer: AnswerReader) -> None:
         """Wake who waits, if what he waits for has come; where nobody does, the server may have to wait."""
         waiter, head = self._waiter, answer.head
-        if waiter is None:
+        if waiter is None or waiter.done():
             if answer.unread_bytes > _UNREAD_BYTES and self._reading and self._transport is not None:
                 self._reading = False
                 self._transport.pause_reading()
         elif answer.complete or (head.status and (answer.unread_bytes > self._whole_bytes or not head.plain)):
-            self._waiter = None
-            if not waiter.done():
-                waiter.set_result(None)
+            waiter.set_result(None)
 
     def _wake(self) -> None:
         """Whoever waits looks himself what has become of it."""
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def _read_on(self) -> None:
         """The server need not wait any more."""
@@ -213,7 +211,9 @@ class Connection(asyncio.Protocol):
     def release(self) -> bool:
         """Be done with the answer, read or not. Whether another request can be sent; if not, this closes it at once."""
         answer, self.answer = self.answer, None
-        if answer is None or not answer.reusable or self._unsent is not None or self.closed:
+        # Who was woken and has not looked yet would find the next answer.
+        free = self._waiter is None and self._unsent is None and not self.closed
+        if answer is None or not answer.reusable or not free:
             self.abort()
             return False
         if answer.unread_bytes:

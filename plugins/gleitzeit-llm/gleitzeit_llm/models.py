@@ -8,9 +8,11 @@ without ``:latest``: the entry that Ollama's ``/api/tags`` would list for it.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+
+from gleitzeit_core.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 _LATEST = ":latest"
 PREFIX = "model:"
+MAX_NAME_CHARACTERS: Final = 1024
+"""Of a model that is asked for. What is asked for is remembered for a while: it must not be as long as a body."""
 
 
 def canonical(name: str) -> str:
@@ -29,6 +33,17 @@ def canonical(name: str) -> str:
 def capability(name: str) -> str:
     """The capability of having the model `name`."""
     return PREFIX + canonical(name)
+
+
+def wanted(name: str) -> frozenset[str]:
+    """What a request for the model `name` needs.
+
+    Raises:
+        InvalidRequest: No model has such a long name.
+    """
+    if len(name) > MAX_NAME_CHARACTERS:
+        raise InvalidRequest(f"the model's name has more than {MAX_NAME_CHARACTERS} characters", param="model")
+    return frozenset((capability(name),))
 
 
 def entries(instance: ResourceInstance) -> Mapping[str, Mapping[str, Any]]:

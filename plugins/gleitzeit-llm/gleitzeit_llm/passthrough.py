@@ -76,9 +76,9 @@ class PassThrough:
     def take(self, data: bytes) -> tuple[bytes, InstanceFailure | None]:
         """The same at once: the whole lines or events there are now, if any, and what is to be raised after them."""
         held, usual = self._held, self._format
-        # Nearly always what has come is whole and has no sign: nothing more has to be looked at.
-        if not held and usual.ends_usually(data):
-            return self._watched(data) if usual.is_suspicious(data) else (data, None)
+        # Nearly always what has come is whole: the usual end, and no more than that, stands at its end.
+        if not held and data.endswith(usual.usual_end) and not data.endswith(usual.longer_ends):
+            return self._watched(data)
         # The end of an event is at most four bytes long, and the last one was not there yet.
         look_from = max(0, len(held) - 3)
         held += data
@@ -118,16 +118,21 @@ class PassThrough:
 
     def _watched(self, whole: bytes) -> tuple[bytes, InstanceFailure | None]:
         """All of it; only what comes before an error, if there is one, and the error."""
-        begin = 0
-        self.finished = self.finished or self._format.ends_well(whole)
-        try:
-            for begin, end in () if self.finished else self._format.suspects(whole, self._format.signs):
-                self.finished = self._format.is_final(whole[begin:end])
-                if self.finished:
-                    break
-        except UpstreamError as error:
-            return whole[:begin], _failure(error.message)
-        return counted(whole, self._format.usage(whole)), None
+        usual = self._format
+        if not self.finished:
+            if whole.endswith(usual.last) and not usual.has_error(whole):
+                self.finished = True
+            elif usual.is_suspicious(whole):
+                begin = 0
+                try:
+                    for begin, end in usual.suspects(whole, usual.signs):
+                        self.finished = usual.is_final(whole[begin:end])
+                        if self.finished:
+                            break
+                except UpstreamError as error:
+                    return whole[:begin], _failure(error.message)
+        # Not `in`, which takes twice as long for bytes.
+        return (whole if whole.find(usual.key) < 0 else counted(whole, usual.usage(whole))), None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +148,8 @@ class _Format:
         key: What all lines with token counts have in them; found much faster than `counts`.
         counts: What else they have; others may have it too.
         data: The JSON in a line or an event. Raises `UpstreamError` where it is no such thing.
-        last: What stands at the end of most streams: the end of an event, and one that is final.
+        last: What stands at the end of most streams: the end of an event, and one that is surely final. With that, and
+            without an error before it, not one has to be read.
     """
 
     ends: re.Pattern[bytes]
@@ -161,24 +167,19 @@ class _Format:
         """Find out what is needed for every part."""
         object.__setattr__(self, "longer_ends", (b"\n" + self.usual_end, b"\r" + self.usual_end))
 
-    def ends_usually(self, data: bytes) -> bool:
-        """Whether the usual end, and no more than that, stands at the end of `data`."""
-        return data.endswith(self.usual_end) and not data.endswith(self.longer_ends)
-
     def is_suspicious(self, whole: bytes) -> bool:
-        """Whether anything in `whole` may be final, an error or token counts. Asked for every part."""
-        # Not `in`, which takes twice as long for bytes.
-        if whole.find(self.key) >= 0:
-            return True
+        """Whether anything in `whole` may be final or an error. Asked for every part."""
         for key, sign in self.signs:
             at = whole.find(key)
             if at >= 0 and sign.search(whole, at):
                 return True
         return False
 
-    def ends_well(self, whole: bytes) -> bool:
-        """Whether the last of `whole` is surely final and none before it an error: then not one has to be read."""
-        return whole.endswith(self.last) and _first(self.signs[-1:], whole, 0, len(whole)) < 0
+    def has_error(self, whole: bytes) -> bool:
+        """Whether anything in `whole` may be an error."""
+        key, sign = self.signs[-1]
+        at = whole.find(key)
+        return at >= 0 and sign.search(whole, at) is not None
 
     def suspects(self, whole: bytes, signs: tuple[_Sign, ...]) -> Iterator[tuple[int, int]]:
         """Where each line or event in `whole` that has one of these signs begins and ends."""
@@ -194,8 +195,6 @@ class _Format:
 
     def usage(self, whole: bytes) -> Usage | None:
         """The last token counts in `whole`."""
-        if self.key not in whole:
-            return None
         found = None
         with contextlib.suppress(UpstreamError):
             for begin, end in self.suspects(whole, self.counts):

@@ -148,7 +148,7 @@ class LLMProvider(Renaming):
             options: What hardly anybody says.
 
         Raises:
-            InvalidRequest: No model can be read from it; in the API's own words.
+            InvalidRequest: No model can be read from it, in the API's own words; or its name is too long.
             UnknownName: There is no such dialect, or no such endpoint in it.
         """
         point, peek = raw.point(dialect, endpoint)
@@ -187,12 +187,11 @@ class LLMProvider(Renaming):
         """The model, for the methods that take one.
 
         Raises:
-            InvalidRequest: There is none, or it is not a string.
+            InvalidRequest: There is none, or it is not a string, or too long.
         """
         if request.method in (MODELS, LOADED):
             return Requirements(accepts=self.accepts)
-        wanted = models.capability(model_of(request.params))
-        return Requirements(accepts=self.accepts, capabilities=frozenset((wanted,)))
+        return Requirements(accepts=self.accepts, capabilities=models.wanted(model_of(request.params)))
 
     def cost(self, request: Request) -> float:
         """An estimate from the length of the prompt and the limit on the output; an average chat is 1."""

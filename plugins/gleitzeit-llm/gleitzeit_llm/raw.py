@@ -81,8 +81,12 @@ def point(dialect: str, path: str) -> tuple[Endpoint, Callable[[bytes], Peek]]:
 
 @lru_cache(1024)
 def needs_of(dialect: str, model: str) -> Requirements:
-    """What a request in the bytes of a client API needs, in the order that suits that API."""
-    return Requirements(accepts=_ORDER[dialect], capabilities=frozenset((models.capability(model),)))
+    """What a request in the bytes of a client API needs, in the order that suits that API.
+
+    Raises:
+        InvalidRequest: No model has such a long name.
+    """
+    return Requirements(accepts=_ORDER[dialect], capabilities=models.wanted(model))
 
 
 def parsed(request: Request) -> Parsed:

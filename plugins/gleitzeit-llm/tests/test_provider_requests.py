@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from gleitzeit_core.errors import InvalidRequest, NoCapableInstance, RequestError, UnknownMethod, UnknownName
 from gleitzeit_core.resources import ChannelKind, Requirements, Speaks
+from gleitzeit_llm.models import MAX_NAME_CHARACTERS
 from gleitzeit_llm.options import LLMOptions
 from gleitzeit_llm.provider import LLMProvider
+from gleitzeit_llm.raw import needs_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -48,6 +51,28 @@ def test_each_endpoint_is_a_method(provider: LLMProvider, dialect: str, path: st
     assert (request.method, request.stream) == ENDPOINTS[dialect, path]
     assert (request.body, request.dialect, request.endpoint) == (body, dialect, path)
     assert request.params == {"model": "m:latest"}
+
+
+@pytest.mark.parametrize("in_bytes", [True, False])
+def test_names_as_long_as_a_body_are_refused(provider: LLMProvider, *, in_bytes: bool) -> None:
+    """What is asked for is remembered here and there, by its name: callers must not fill the memory with it."""
+    for name in ("m" * MAX_NAME_CHARACTERS, "m" * (MAX_NAME_CHARACTERS + 1)):
+        body = json.dumps({"model": name}).encode()
+        longer = len(name) > MAX_NAME_CHARACTERS
+        with pytest.raises(InvalidRequest, match="1024 characters") if longer else nullcontext():
+            if in_bytes:
+                provider.raw_request("ollama", "/api/chat", body)
+            else:
+                provider.request("llm/chat", {"model": name, "messages": []})
+
+
+def test_of_names_as_long_as_a_body_nothing_is_kept(provider: LLMProvider) -> None:
+    """Neither of them nor of what they would need; what others need is worked out once."""
+    needs_of.cache_clear()
+    for name, kept in (("m" * MAX_NAME_CHARACTERS, 1), ("m" * (MAX_NAME_CHARACTERS + 1), 1), ("m", 2)):
+        with suppress(InvalidRequest):
+            provider.raw_request("openai", "/v1/embeddings", json.dumps({"model": name}).encode())
+        assert needs_of.cache_info().currsize == kept
 
 
 @pytest.mark.parametrize(("dialect", "path"), ENDPOINTS)

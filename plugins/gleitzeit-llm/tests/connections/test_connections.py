@@ -1,11 +1,9 @@
-"""Connections of our own: how bodies end, what is kept, who has to wait for whom, and what closes at once."""
+"""Connections of our own: what is kept, who has to wait for whom, and what closes at once."""
 
 from __future__ import annotations
 
 import asyncio
-import gzip
 import ssl
-import zlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,9 +11,9 @@ import pytest
 from gleitzeit_core.errors import FailureKind, InstanceFailure
 from gleitzeit_core.resources import HttpChannel
 from gleitzeit_llm import connections
-from gleitzeit_llm.connections import origin_of, target
-from gleitzeit_llm.exchange import request_head
-from gleitzeit_llm.upstream import Upstream, read_whole
+from gleitzeit_llm.upstream import Upstream
+
+from .saying import OK, body_of, saying
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -23,151 +21,6 @@ if TYPE_CHECKING:
 
     Line = Any
     Serve = Callable[..., Awaitable[Any]]
-
-OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
-
-
-def saying(*pieces: bytes, close: bool = False) -> Callable[[Line], Awaitable[None]]:
-    """A server that answers every request with these bytes, the loop turned between them."""
-
-    async def handle(line: Line) -> None:
-        while True:
-            await line.request()
-            for piece in pieces:
-                line.send(piece)
-                await line.flush()
-                await asyncio.sleep(0)
-            if close:
-                return
-
-    return handle
-
-
-async def body_of(upstream: Upstream, channel: HttpChannel, *, stream: bool) -> bytes:
-    """The body of an answer, asked for in one of the two ways."""
-    if not stream:
-        return (await upstream.request(channel, "POST", "/", b"{}")).body
-    async with upstream.stream(channel, "POST", "/", b"{}") as response:
-        return b"".join([data async for data in response.content.iter_any()])
-
-
-# -- how a body ends -----------------------------------------------------------------------------------------------
-
-BODIES = {
-    "length": (OK + b"Content-Length: 6\r\n\r\nabc", b"def"),
-    "chunks": (OK + b"Transfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n", b"3\r\nde", b"f\r\n0\r\n", b"T: 1\r\n\r\n"),
-    "after interim answers": (b"HTTP/1.1 103 Hints\r\nLink: x\r\n\r\n", OK + b"Content-Length: 6\r\n\r\nabcdef"),
-    "byte by byte": tuple(bytes([byte]) for byte in OK + b"Content-Length: 6\r\n\r\nabcdef"),
-}
-
-
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-@pytest.mark.parametrize("pieces", BODIES.values(), ids=BODIES)
-async def test_a_body_that_says_where_it_ends(
-    serve: Serve, upstream: Upstream, pieces: tuple[bytes, ...], *, stream: bool
-) -> None:
-    """It is read to its end, and its connection is used again."""
-    server = await serve(saying(*pieces))
-    for _ in range(2):
-        assert await body_of(upstream, server.channel, stream=stream) == b"abcdef"
-    assert server.lines == 1
-
-
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
-async def test_a_body_that_ends_with_its_connection(
-    serve: Serve, upstream: Upstream, version: bytes, *, stream: bool
-) -> None:
-    """The end of the connection is the end of the answer, when nothing else is said."""
-    server = await serve(saying(b"HTTP/" + version + b" 200 OK\r\n\r\nabc", b"def", close=True))
-    for _ in range(2):
-        assert await body_of(upstream, server.channel, stream=stream) == b"abcdef"
-    assert server.lines == 2
-
-
-async def test_a_body_that_ends_with_a_reset_is_lost(serve: Serve, upstream: Upstream) -> None:
-    """A connection that breaks is no end of an answer."""
-
-    async def handle(line: Line) -> None:
-        await line.request()
-        line.send(OK + b"\r\nabc")
-        await line.flush()
-        line.reset()
-
-    with pytest.raises(InstanceFailure) as caught:
-        await body_of(upstream, (await serve(handle)).channel, stream=True)
-    assert caught.value.kind is FailureKind.LOST
-
-
-@pytest.mark.parametrize("status", [204, 205])
-async def test_an_answer_without_a_body(serve: Serve, upstream: Upstream, status: int) -> None:
-    """Nothing is waited for."""
-    length = b"" if status == 204 else b"Content-Length: 0\r\n"
-    server = await serve(saying(b"HTTP/1.1 %d Empty\r\n%b\r\n" % (status, length)))
-    for _ in range(2):
-        assert await body_of(upstream, server.channel, stream=False) == b""
-    assert server.lines == 1
-
-
-async def test_head_has_no_body(serve: Serve, upstream: Upstream) -> None:
-    """Its answer ends with its head, whatever the length in it."""
-    server = await serve(saying(OK + b"Content-Length: 10\r\n\r\n"))
-    assert (await upstream.request(server.channel, "HEAD", "/")).body == b""
-
-
-async def test_parts_come_before_what_broke(serve: Serve, upstream: Upstream) -> None:
-    """A break is told after everything that had come."""
-    server = await serve(saying(OK + b"Content-Length: 9\r\n\r\nabc", b"def", close=True))
-    found = b""
-
-    async def read() -> None:
-        nonlocal found
-        async with upstream.stream(server.channel, "GET", "/") as response:
-            async for data in response.content.iter_any():
-                found += data
-
-    with pytest.raises(InstanceFailure, match="broke off in its answer"):
-        await read()
-    assert found == b"abcdef"
-
-
-# -- compressed without being asked for ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-@pytest.mark.parametrize(("name", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
-async def test_a_compressed_body(
-    serve: Serve, upstream: Upstream, name: str, compress: Callable[[bytes], bytes], *, stream: bool
-) -> None:
-    """It is decompressed, however large it becomes."""
-    body = b"a" * 5_000_000
-    sent = compress(body)
-    head = OK + b"Content-Encoding: %b\r\nContent-Length: %d\r\n\r\n" % (name.encode(), len(sent))
-    server = await serve(saying(head + sent[:100], sent[100:]))
-    assert await body_of(upstream, server.channel, stream=stream) == body
-
-
-async def test_a_compressed_body_has_the_same_limit(serve: Serve, upstream: Upstream) -> None:
-    """What counts is what becomes of it, and no more than that is made of it."""
-    sent = gzip.compress(b"a" * 5_000_000)
-    server = await serve(saying(OK + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(sent) + sent))
-    with pytest.raises(InstanceFailure, match="answered more than 100000 bytes"):
-        async with upstream.stream(server.channel, "GET", "/") as response:
-            await read_whole(response, 100_000)
-
-
-@pytest.mark.parametrize(
-    ("name", "sent"),
-    [("br", b"x"), ("gzip", b"no gzip"), ("gzip", gzip.compress(b"a" * 100)[:-10])],
-    ids=["unknown", "garbage", "cut"],
-)
-async def test_what_cannot_be_decompressed(serve: Serve, upstream: Upstream, name: str, sent: bytes) -> None:
-    """Something else, no such thing, or half of it: that is the server's fault."""
-    head = OK + b"Content-Encoding: %b\r\nContent-Length: %d\r\n\r\n" % (name.encode(), len(sent))
-    server = await serve(saying(head + sent))
-    with pytest.raises(InstanceFailure) as caught:
-        await body_of(upstream, server.channel, stream=False)
-    assert caught.value.kind is FailureKind.SERVER_ERROR
 
 
 # -- what is kept --------------------------------------------------------------------------------------------------
@@ -300,6 +153,30 @@ async def test_answers_with_one_head_and_many_lengths(serve: Serve, upstream: Up
     assert server.lines == 1
 
 
+async def test_a_reader_never_gets_the_answer_to_the_next_request(serve: Serve, upstream: Upstream) -> None:
+    """Not even where his own is closed, and the next sent, between the coming of its end and his next step."""
+
+    async def handle(line: Line) -> None:
+        await line.request()
+        if server.lines == 1:
+            line.send(OK + b"Content-Length: 3\r\n\r\n")
+            await line.request()
+        line.answer(b"{}")
+
+    server = await serve(handle)
+    response = await upstream.begin(server.channel, "POST", "/", b"{}")
+    connection = response._connection
+    assert connection is not None
+    reader = asyncio.create_task(response.reader()())
+    while connection._waiter is None:
+        await asyncio.sleep(0)
+    connection.data_received(b"abc")
+    response.close()
+    async with asyncio.timeout(10.0):
+        assert (await upstream.request(server.channel, "POST", "/", b"{}")).body == b"{}"
+        assert await reader == b"abc"
+
+
 # -- who waits for whom --------------------------------------------------------------------------------------------
 
 
@@ -353,65 +230,6 @@ async def test_a_server_that_closes_half_of_its_connection(serve: Serve, upstrea
     with pytest.raises(InstanceFailure, match="before it answered") as caught:
         await upstream.request(server.channel, "POST", "/", b"{}")
     assert caught.value.kind is FailureKind.LOST
-
-
-# -- what is sent --------------------------------------------------------------------------------------------------
-
-
-async def test_a_request_as_it_is_sent(serve: Serve, upstream: Upstream) -> None:
-    """The base path comes first, the host is named, and what belongs to the connection is ours to say."""
-    server = await serve(saying(OK + b"Content-Length: 2\r\n\r\n{}"))
-    own = {"X-Own": "ü", "content-length": "7", "Connection": "close", "accept": "text/plain"}
-    channel = HttpChannel(server.url.replace("://", "://me:secret@") + "/base", headers=own)
-    await upstream.request(channel, "POST", "/a b?c=d", b"{}")
-    (heard,) = server.heard
-    assert heard.path == "/base/a%20b?c=d"
-    assert heard.headers == {
-        "host": server.url.removeprefix("http://"),
-        "authorization": "Basic bWU6c2VjcmV0",
-        "accept-encoding": "identity",
-        "user-agent": "gleitzeit",
-        "content-type": "application/json",
-        "content-length": "2",
-        "x-own": "ü",
-        "accept": "text/plain",
-    }
-
-
-@pytest.mark.parametrize(
-    ("url", "host", "port", "header"),
-    [
-        ("http://gpu1:11434", "gpu1", 11434, "gpu1:11434"),
-        ("http://gpu1", "gpu1", 80, "gpu1"),
-        ("https://gpu1", "gpu1", 443, "gpu1"),
-        ("https://gpu1:80/x/", "gpu1", 80, "gpu1:80"),
-        ("http://[::1]:8000", "::1", 8000, "[::1]:8000"),
-        ("http://bücher.example", "xn--bcher-kva.example", 80, "xn--bcher-kva.example"),
-    ],
-)
-def test_origins(url: str, host: str, port: int, header: str) -> None:
-    """An address has a host, a port and a name for the server."""
-    origin = origin_of(url)
-    assert (origin.host, origin.port, origin.host_header) == (host, port, header)
-    assert origin.secure == url.startswith("https")
-
-
-@pytest.mark.parametrize("path", ["/a\r\nX: y", "/a b", "/ä", "/a#b"])
-def test_a_path_cannot_break_out_of_its_line(path: str) -> None:
-    """Whatever it is, one line has it."""
-    origin = origin_of("http://gpu1")
-    assert target(origin, path).isascii()
-    head = request_head(origin, HttpChannel("http://gpu1"), "GET", path, None)
-    assert head.count(b"\r\n") == 6
-    assert len(head.split(b"\r\n")[0].split(b" ")) == 3
-
-
-@pytest.mark.parametrize("name", ["", "a b", "a:", "a\r\n", "ä"])
-def test_a_header_with_such_a_name_is_not_sent(name: str) -> None:
-    """Its value is not repeated."""
-    with pytest.raises(ValueError, match="name that cannot be sent") as caught:
-        request_head(origin_of("http://x"), HttpChannel("http://x", headers={name: "secret"}), "GET", "/", None)
-    assert "secret" not in str(caught.value)
 
 
 # -- life ----------------------------------------------------------------------------------------------------------
