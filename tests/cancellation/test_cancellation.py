@@ -9,13 +9,13 @@ from random import Random
 from typing import Any
 
 import pytest
-from tests.tasks import ended
 
 from gleitzeit_core.errors import DeadlineExceeded, FailureKind
 from gleitzeit_core.pool import State
 from gleitzeit_core.testing.contract import ContractHub, ContractOptions, ContractProvider
 from gleitzeit_core.testing.scripted import ScriptedProvider
 from gleitzeit_core.testing.todo import turns
+from tests.tasks import ended
 
 from .stage import Stage, stage
 

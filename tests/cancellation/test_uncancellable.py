@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.tasks import ended
 
 from gleitzeit_core.errors import DeadlineExceeded, FailureKind
 from gleitzeit_core.testing.contract import ContractHub, ContractProvider
 from gleitzeit_core.testing.todo import turns
+from tests.tasks import ended
 
 from .stage import stage
 
